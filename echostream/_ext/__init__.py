@@ -1,0 +1,1 @@
+"""The only door to compiled code: every module here is built from `ext/`."""

@@ -1,0 +1,1 @@
+"""Floor 1, sans-IO: bytes in, events out, time is a parameter."""

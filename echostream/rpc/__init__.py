@@ -1,0 +1,1 @@
+"""Floor 3: calls, events and streams over one connection."""

@@ -1,0 +1,1 @@
+"""Floor 5: what users of EchoStream test with."""

@@ -1,0 +1,1 @@
+"""Floor 2: UDP endpoint, QUIC engine, in-memory transport, identity."""

@@ -1,0 +1,214 @@
+"""The narrow interface to a QUIC engine. Nothing above it knows which engine is below.
+
+An engine is sans-IO: datagrams in, datagrams out, time is a parameter (seconds, monotonic).
+It never raises into its driver for what a peer did: it stores the failure and reports
+:class:`Closed`. It raises ``ValueError`` for what its own caller did wrong.
+
+Terms are those of RFC 9000 and RFC 9221.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, TypeAlias
+
+__all__ = [
+    "Address",
+    "Closed",
+    "ConnectionIdIssued",
+    "ConnectionIdRetired",
+    "DatagramReceived",
+    "Engine",
+    "EngineEvent",
+    "EngineInfo",
+    "HandshakeCompleted",
+    "PathChanged",
+    "PingAcknowledged",
+    "StopSending",
+    "StreamData",
+    "StreamReset",
+    "TicketReceived",
+]
+
+Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
+"""A resolved socket address, in the shape of its socket's family."""
+
+
+class HandshakeCompleted(NamedTuple):
+    """The TLS handshake is complete.
+
+    ``certificate`` is the peer's leaf certificate in DER, ``None`` where none was sent (a
+    client without one, or a resumed session). ``early_data`` tells whether 0-RTT was accepted.
+    """
+
+    alpn: str
+    certificate: bytes | None
+    resumed: bool
+    early_data: bool
+
+
+class StreamData(NamedTuple):
+    """In-order bytes of a stream. The receiver answers with :meth:`Engine.consume`."""
+
+    stream_id: int
+    data: bytes
+    fin: bool
+
+
+class StreamReset(NamedTuple):
+    """The peer aborted its sending part (RESET_STREAM)."""
+
+    stream_id: int
+    code: int
+
+
+class StopSending(NamedTuple):
+    """The peer does not want more of our sending part (STOP_SENDING)."""
+
+    stream_id: int
+    code: int
+
+
+class DatagramReceived(NamedTuple):
+    """The payload of one DATAGRAM frame."""
+
+    data: bytes
+
+
+class PingAcknowledged(NamedTuple):
+    """The packet with the PING of this id was acknowledged."""
+
+    uid: int
+
+
+class PathChanged(NamedTuple):
+    """The peer's address changed and was validated (RFC 9000, section 9)."""
+
+    address: Address
+
+
+class ConnectionIdIssued(NamedTuple):
+    """From now on the endpoint routes this connection ID here."""
+
+    connection_id: bytes
+
+
+class ConnectionIdRetired(NamedTuple):
+    """The endpoint forgets this connection ID."""
+
+    connection_id: bytes
+
+
+class TicketReceived(NamedTuple):
+    """A session ticket for resumption, opaque above the engine."""
+
+    ticket: bytes
+
+
+class Closed(NamedTuple):
+    """The connection is over; no further event follows.
+
+    ``application`` tells an application close code from a transport error code.
+    """
+
+    code: int
+    reason: str
+    by_peer: bool
+    application: bool
+
+
+EngineEvent: TypeAlias = (
+    HandshakeCompleted
+    | StreamData
+    | StreamReset
+    | StopSending
+    | DatagramReceived
+    | PingAcknowledged
+    | PathChanged
+    | ConnectionIdIssued
+    | ConnectionIdRetired
+    | TicketReceived
+    | Closed
+)
+
+
+class EngineInfo(NamedTuple):
+    """A snapshot of the connection. Times in seconds, sizes in bytes."""
+
+    smoothed_rtt: float
+    latest_rtt: float
+    min_rtt: float
+    congestion_window: int
+    bytes_in_flight: int
+    packets_sent: int
+    packets_received: int
+    packets_lost: int
+    datagrams_dropped: int
+    buffered: int
+
+
+class Engine(Protocol):
+    """One end of one connection."""
+
+    @property
+    def is_client(self) -> bool:
+        """Whether this end opened the connection."""
+
+    def connect(self, address: Address, now: float) -> None:
+        """Start the handshake towards ``address`` (client only, once)."""
+
+    def feed(self, data: bytes, address: Address, now: float) -> None:
+        """Take one UDP datagram that arrived from ``address``."""
+
+    def flush(self, now: float) -> list[tuple[bytes, Address]]:
+        """The UDP datagrams to send now."""
+
+    def next_event(self) -> EngineEvent | None:
+        """The next event, or ``None``."""
+
+    def timer(self) -> float | None:
+        """When :meth:`on_timer` wants to be called, or ``None``."""
+
+    def on_timer(self, now: float) -> None:
+        """Time has come: loss detection, probe, idle timeout, pacing."""
+
+    def open_stream(self, bidirectional: bool) -> int:
+        """Reserve the next stream of ours. Its id is valid at once, also past the peer's limit:
+        what is written then waits for credit."""
+
+    def send_stream(self, stream_id: int, data: bytes | bytearray | memoryview, fin: bool) -> None:
+        """Append to the sending part; with ``fin`` end it. The engine copies ``data``.
+
+        Raises ``ValueError`` when the sending part was ended or reset before."""
+
+    def reset_stream(self, stream_id: int, code: int) -> None:
+        """Abort our sending part; what was not acknowledged is dropped. Idempotent."""
+
+    def stop_stream(self, stream_id: int, code: int) -> None:
+        """Ask the peer to abort its sending part. Idempotent."""
+
+    def consume(self, stream_id: int, count: int) -> None:
+        """``count`` received bytes were used up: the peer may send as many more."""
+
+    def send_datagram(self, data: bytes) -> bool:
+        """Queue one DATAGRAM; ``False`` when it is too large for the path or the peer takes
+        none. The queue is bounded: the oldest is dropped and counted."""
+
+    @property
+    def max_datagram_payload(self) -> int:
+        """Largest payload that :meth:`send_datagram` takes now; 0 when the peer takes none."""
+
+    def buffered(self, stream_id: int) -> int:
+        """Bytes of our sending part that the peer has not acknowledged; 0 for an unknown one."""
+
+    @property
+    def buffered_total(self) -> int:
+        """The same over all streams."""
+
+    def ping(self, uid: int) -> None:
+        """Send a PING; :class:`PingAcknowledged` reports back."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Close with an application code. Unsent stream data is dropped."""
+
+    def info(self) -> EngineInfo:
+        """A snapshot of path and counters."""
