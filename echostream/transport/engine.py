@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol, TypeAlias
 
 __all__ = [
+    "Acceptor",
     "Address",
     "Closed",
     "ConnectionIdIssued",
@@ -212,3 +213,16 @@ class Engine(Protocol):
 
     def info(self) -> EngineInfo:
         """A snapshot of path and counters."""
+
+
+class Acceptor(Protocol):
+    """What a listening endpoint asks about a datagram that belongs to no connection."""
+
+    def accept(self, data: bytes, address: Address, now: float) -> Engine | bytes | None:
+        """A new engine (the caller then feeds it ``data``), or the one datagram to answer with
+        (Version Negotiation, Retry, CONNECTION_CLOSE, stateless reset), or ``None``: ignore it.
+
+        ``half_open`` limits, rate limits and Retry are the acceptor's business."""
+
+    def released(self, engine: Engine, address: Address) -> None:
+        """The endpoint forgot this engine: whatever was counted for it is given back."""
