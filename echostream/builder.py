@@ -1,0 +1,293 @@
+"""Builders: everything is given before, checked once, and frozen by :meth:`build`."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
+
+from echostream.errors import ConfigurationError
+from echostream.plugin.base import ClientPlugin, ServerPlugin
+from echostream.protocol.hello import Limits
+from echostream.rpc.context import ClientContext
+from echostream.rpc.dispatch import Routes
+from echostream.rpc.registry import Kind, Registry
+from echostream.rpc.session import Session
+from echostream.transport.addresses import parse_address
+from echostream.transport.identity import Identity
+from echostream.transport.quic.options import QuicOptions
+from echostream.transport.trust import Trust
+
+if TYPE_CHECKING:
+    from echostream.client import Connecting
+    from echostream.server import RpcServer
+
+__all__ = ["ClientBuilder", "ClientConfig", "Hooks", "ServerBuilder", "ServerConfig"]
+
+Hook: TypeAlias = Callable[[Any], Coroutine[Any, Any, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """Lifecycle hooks, in the order in which they were added."""
+
+    start: tuple[Hook, ...] = ()
+    shutdown: tuple[Hook, ...] = ()
+    connect: tuple[Hook, ...] = ()
+    disconnect: tuple[Hook, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """A server's parsed configuration."""
+
+    address: tuple[str, int]
+    identity: Identity | None
+    values: dict[str, Any]
+    routes: Routes
+    hooks: Hooks
+    limits: Limits
+    quic: QuicOptions
+    plugins: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig:
+    """A client's parsed configuration."""
+
+    address: tuple[str, int]
+    trust: Trust
+    server_name: str | None
+    timeout: float
+    values: dict[str, Any]
+    routes: Routes
+    hooks: Hooks
+    limits: Limits
+    quic: QuicOptions
+    plugins: tuple[str, ...] = field(default=())
+
+
+class _Builder:
+    """What both builders share."""
+
+    _context: type
+    _other: type
+
+    def __init__(self) -> None:
+        contexts, others = (self._context,), (self._other,)
+        self._handlers = Registry(Kind.HANDLER, contexts, others)
+        self._listeners = Registry(Kind.LISTENER, contexts, others)
+        self._streams = Registry(Kind.STREAM, contexts, others)
+        self._values: dict[str, Any] = {}
+        self._hooks: dict[str, list[Hook]] = {f.name: [] for f in fields(Hooks)}
+        self._plugins: list[str] = []
+        self._limits = Limits()
+        self._quic: dict[str, Any] = {}
+        self._built = False
+
+    def set(self, key: str, value: Any) -> Self:
+        """A value for the context: ``context.get(key)``."""
+        self._values[key] = value
+        return self
+
+    def handler(self, name: Any, function: Callable[..., Any] | None = None) -> Self:
+        """Register a request handler: ``.handler(fn)`` or ``.handler("name", fn)``."""
+        self._handlers.add(name, function)
+        return self
+
+    def listener(self, name: Any, function: Callable[..., Any] | None = None) -> Self:
+        """Register an event listener: ``.listener(fn)`` or ``.listener("name", fn)``."""
+        self._listeners.add(name, function)
+        return self
+
+    def stream_handler(self, name: Any, function: Callable[..., Any] | None = None) -> Self:
+        """Register a stream handler: ``.stream_handler(fn)`` or ``.stream_handler("name", fn)``."""
+        self._streams.add(name, function)
+        return self
+
+    def on_connect(self, function: Hook) -> Self:
+        """Run when a connection stands, before any handler. If it raises, the connection is closed."""
+        return self._hook("connect", function)
+
+    def on_disconnect(self, function: Hook) -> Self:
+        """Run when a connection has ended."""
+        return self._hook("disconnect", function)
+
+    def limits(self, **limits: int) -> Self:
+        """What this side accepts: ``message_size``, ``nesting``, ``items``, ``calls``, ``streams``."""
+        known = [f.name for f in fields(Limits)]
+        for name in limits:
+            if name not in known:
+                raise ConfigurationError(f"unknown limit {name!r}; known: {', '.join(known)}")
+        self._limits = Limits(**{n: getattr(self._limits, n) for n in known} | limits)
+        return self
+
+    def quic(self, **options: Any) -> Self:
+        """Options of the QUIC engine, for example ``idle_timeout=30.0``; see ``QuicOptions``."""
+        known = [f.name for f in fields(QuicOptions)]
+        for name in options:
+            if name not in known:
+                raise ConfigurationError(f"unknown QUIC option {name!r}; known: {', '.join(known)}")
+        QuicOptions(**self._quic | options)
+        self._quic |= options
+        return self
+
+    def _hook(self, name: str, function: Hook) -> Self:
+        if not inspect.iscoroutinefunction(function) and not inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004
+        ):
+            shown = getattr(function, "__qualname__", repr(function))
+            raise ConfigurationError(f".on_{name}({shown}) wants a function made with `async def`")
+        self._hooks[name].append(function)
+        return self
+
+    def _install(self, plugin: Any, kind: type) -> Self:
+        if not isinstance(plugin, kind):
+            raise ConfigurationError(
+                f".plugin() wants a {kind.__name__}, got {type(plugin).__name__}"
+            )
+        name = plugin.name or type(plugin).__name__  # type: ignore[attr-defined]
+        if name in self._plugins:
+            raise ConfigurationError(f"a plugin named {name!r} is installed already")
+        self._plugins.append(name)
+        if plugin.install(self) is not self:  # type: ignore[attr-defined]
+            raise ConfigurationError(f"plugin {name!r}: install() must return the builder it got")
+        return self
+
+    def _common(self) -> dict[str, Any]:
+        if self._built:
+            raise ConfigurationError("this builder was used already: make a new one")
+        self._built = True
+        return {
+            "values": dict(self._values),
+            "routes": Routes(self._handlers, self._listeners, self._streams),
+            "hooks": Hooks(**{name: tuple(found) for name, found in self._hooks.items()}),
+            "limits": self._limits,
+            "quic": QuicOptions(**self._quic),
+            "plugins": tuple(self._plugins),
+        }
+
+
+class ServerBuilder(_Builder):
+    """Configures a server. Every method returns the builder; :meth:`build` checks it all."""
+
+    _context = Session
+    _other = ClientContext
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._address: tuple[str, int] | None = None
+        self._identity: Identity | None = None
+
+    def bind(self, address: str | tuple[str, int]) -> Self:
+        """Where to listen: ``"0.0.0.0:5000"``, ``"[::]:5000"``, ``":0"`` (any free port), or a
+        pair."""
+        self._address = parse_address(address)
+        return self
+
+    def identity(self, identity: Identity) -> Self:
+        """Who the server is. Without it: a self-signed identity that is made once and kept."""
+        if not isinstance(identity, Identity):
+            raise ConfigurationError(
+                f".identity() wants an Identity, got {type(identity).__name__}: "
+                "Identity.self_signed(), or .tls(certificate, key)"
+            )
+        self._identity = identity
+        return self
+
+    def tls(
+        self, certificate: str | os.PathLike[str], private_key: str | os.PathLike[str]
+    ) -> Self:
+        """Who the server is, from a certificate chain and a key in PEM files."""
+        return self.identity(Identity.from_pem(certificate, private_key))
+
+    def on_start(self, function: Hook) -> Self:
+        """Run with the ``ServerContext`` before the server listens. If it raises, the start fails."""
+        return self._hook("start", function)
+
+    def on_shutdown(self, function: Hook) -> Self:
+        """Run with the ``ServerContext`` after the last connection was closed."""
+        return self._hook("shutdown", function)
+
+    def plugin(self, plugin: ServerPlugin) -> Self:
+        """Install a plugin."""
+        return self._install(plugin, ServerPlugin)
+
+    def build(self) -> RpcServer:
+        """Check everything and make the server. Raises ``ConfigurationError``."""
+        from echostream.server import RpcServer
+
+        if self._address is None:
+            raise ConfigurationError("the server has no address: add .bind('0.0.0.0:5000')")
+        return RpcServer(
+            ServerConfig(address=self._address, identity=self._identity, **self._common())
+        )
+
+
+class ClientBuilder(_Builder):
+    """Configures a client. Every method returns the builder; :meth:`build` checks it all."""
+
+    _context = ClientContext
+    _other = Session
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._address: tuple[str, int] | None = None
+        self._trust: dict[str, Any] = {}
+        self._server_name: str | None = None
+        self._timeout = 10.0
+
+    def connect(
+        self, address: str | tuple[str, int], *, timeout: float = 10.0, server_name: str | None = None
+    ) -> Self:
+        """Where the server is, how long connecting may take (s), and the name in its certificate
+        where that is not the host."""
+        host, port = parse_address(address)
+        if not host or not port:
+            raise ConfigurationError(
+                f"{address!r} cannot be connected to: give host and port, as in '127.0.0.1:5000'"
+            )
+        if not isinstance(timeout, int | float) or not 0 < timeout <= 3600:
+            raise ConfigurationError(f"timeout={timeout!r} must be seconds, above 0 and up to 3600")
+        self._address = host, port
+        self._timeout = timeout
+        self._server_name = server_name
+        return self
+
+    def trust(self, **trust: Any) -> Self:
+        """How the server proves who it is: ``fingerprint=``, ``ca=``, ``known_hosts=`` or
+        ``insecure=True``; see ``Trust``. Without any: a known host, then the system's
+        authorities, and for private addresses trust on first use."""
+        known = [f.name for f in fields(Trust)]
+        for name in trust:
+            if name not in known:
+                raise ConfigurationError(f"unknown trust option {name!r}; known: {', '.join(known)}")
+        Trust(**self._trust | trust)
+        self._trust |= trust
+        return self
+
+    def plugin(self, plugin: ClientPlugin) -> Self:
+        """Install a plugin."""
+        return self._install(plugin, ClientPlugin)
+
+    def build(self) -> Connecting:
+        """Check everything; await the result, or use it with ``async with``, to connect."""
+        from echostream.client import Connecting
+
+        if self._address is None:
+            raise ConfigurationError(
+                "the client has no server: add .connect('127.0.0.1:5000')"
+            )
+        return Connecting(
+            ClientConfig(
+                address=self._address,
+                trust=Trust(**self._trust),
+                server_name=self._server_name,
+                timeout=self._timeout,
+                **self._common(),
+            )
+        )
+
+

@@ -1,0 +1,183 @@
+"""``RpcClient``: connects, verifies who answered, and calls."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Generator
+from typing import Any
+
+from echostream.builder import ClientBuilder, ClientConfig
+from echostream.codes import Close
+from echostream.errors import ConfigurationError, ConnectionClosed, IdentityError
+from echostream.hooks import run_hooks, run_hooks_until_error
+from echostream.rpc.caller import Caller
+from echostream.rpc.context import ClientContext
+from echostream.rpc.peer import Peer
+from echostream.rpc.session import SessionStatistics, peer_statistics
+from echostream.transport.connection import Connection
+from echostream.transport.dial import dial
+from echostream.transport.quic.engine import client_engine
+from echostream.transport.trust import Plan
+
+__all__ = ["Connecting", "RpcClient"]
+
+logger = logging.getLogger("echostream.client")
+
+CRYPTO_ERROR = 0x100
+
+
+class Connecting:
+    """A client that is not connected yet: await it, or use it with ``async with``."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self._config = config
+        self._client: RpcClient | None = None
+
+    def __await__(self) -> Generator[Any, None, RpcClient]:
+        return self._connect().__await__()
+
+    async def __aenter__(self) -> RpcClient:
+        self._client = await self._connect()
+        return self._client
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    async def _connect(self) -> RpcClient:
+        if self._client is not None:
+            raise ConfigurationError("this client was connected already: build another one")
+        self._client = client = RpcClient(self._config)
+        await client._open()
+        return client
+
+
+class RpcClient(Caller):
+    """A connected client, from :meth:`connect` or :meth:`builder`."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self._config = config
+        self._context = ClientContext(config.values)
+        self._lifetime: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<RpcClient {self._config.address[0]}:{self._config.address[1]}>"
+
+    @staticmethod
+    def builder() -> ClientBuilder:
+        """Configure a client with handlers, listeners, hooks and plugins."""
+        return ClientBuilder()
+
+    @staticmethod
+    def connect(
+        address: str | tuple[str, int],
+        *,
+        timeout: float = 10.0,
+        server_name: str | None = None,
+        **trust: Any,
+    ) -> Connecting:
+        """Connect to a server: ``await`` the result, or ``async with`` it.
+
+        ``trust``: ``fingerprint=``, ``ca=``, ``known_hosts=`` or ``insecure=True``. Without any, the
+        server's key is checked against the known hosts, a public name against the system's
+        authorities, and a private address is trusted on first use and remembered.
+
+        Raises ``ConnectionClosed`` when nobody answers within ``timeout`` s (it says what was
+        tried), ``IdentityError`` when the server is not who it should be.
+        """
+        builder = ClientBuilder().connect(address, timeout=timeout, server_name=server_name)
+        return builder.trust(**trust).build()
+
+    @property
+    def context(self) -> ClientContext:
+        """The client's context."""
+        return self._context
+
+    @property
+    def server_addr(self) -> tuple[str, int]:
+        """Host and port of the server."""
+        return self._peer.peer_addr
+
+    def statistics(self) -> SessionStatistics:
+        """A snapshot of the connection's counters."""
+        return peer_statistics(self._peer)
+
+    async def close(self) -> None:
+        """Let queued data leave (1 s at most), then close. Idempotent."""
+        peer = self._live_peer
+        if peer is None:
+            return
+        if peer.ended is None:
+            await peer.drain(1.0, "the client closes")
+            peer.close(Close.OK)
+        if self._lifetime is not None and self._lifetime is not asyncio.current_task():
+            await asyncio.shield(self._lifetime)
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection has ended, from either side."""
+        await self._peer.wait_closed()
+
+    async def _open(self) -> None:
+        config = self._config
+        try:
+            async with asyncio.timeout(config.timeout):
+                peer = await self._handshake()
+        except TimeoutError:
+            host, port = config.address
+            raise ConnectionClosed(
+                f"{host!r} port {port} answered, but did not say HELLO within "
+                f"{config.timeout:g} s: is it an EchoStream server?",
+                code=Close.TIMEOUT,
+            ) from None
+        self._live_peer = self._context._live_peer = peer
+        try:
+            await run_hooks_until_error(config.hooks.connect, self._context)
+        except BaseException:
+            peer.close(Close.OK, "the client's on_connect failed")
+            await peer.wait_closed()
+            raise
+        peer.dispatcher.start()
+        self._lifetime = asyncio.get_running_loop().create_task(self._live(peer))
+
+    async def _live(self, peer: Peer) -> None:
+        await peer.wait_closed()
+        await run_hooks("on_disconnect", self._config.hooks.disconnect, self._context)
+
+    async def _handshake(self) -> Peer:
+        config = self._config
+        host, port = config.address
+        plan = await asyncio.to_thread(config.trust.plan, config.server_name or host, port, host)
+        connection = await self._dial(plan)
+        try:
+            completed = await connection.wait_connected()
+            await asyncio.to_thread(plan.accept, completed.certificate)
+        except BaseException as exc:
+            connection.close(
+                Close.IDENTITY_REFUSED if isinstance(exc, IdentityError) else Close.OK
+            )
+            raise
+        peer = Peer(connection, config.limits, config.routes, self._context)
+        connection.attach(peer)
+        peer.greet()
+        try:
+            await peer.wait_greeted()
+        except BaseException:
+            peer.close(Close.OK)
+            raise
+        return peer
+
+    async def _dial(self, plan: Plan) -> Connection:
+        config = self._config
+        host, port = config.address
+        try:
+            return await dial(
+                host,
+                port,
+                lambda: client_engine(config.quic, plan.server_name, plan.authorities),
+                timeout=config.timeout,
+            )
+        except ConnectionClosed as exc:
+            if CRYPTO_ERROR <= exc.code < CRYPTO_ERROR + 0x100:
+                raise plan.refused(exc.reason or str(exc)) from None
+            raise

@@ -1,0 +1,43 @@
+"""What the protocol needs below it: QUIC streams and datagrams.
+
+The engine interface of the transport floor has these methods; a test may pass any object that does.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+__all__ = ["Carrier"]
+
+
+class Carrier(Protocol):
+    """QUIC streams and DATAGRAMs of one connection (RFC 9000, section 2; RFC 9221)."""
+
+    @property
+    def is_client(self) -> bool:
+        """Whether this end opened the connection."""
+
+    @property
+    def max_datagram_payload(self) -> int:
+        """Largest DATAGRAM payload; 0 when the peer takes none."""
+
+    def open_stream(self, bidirectional: bool) -> int:
+        """Reserve the next stream of ours."""
+
+    def send_stream(self, stream_id: int, data: bytes | bytearray | memoryview, fin: bool) -> None:
+        """Append to a stream."""
+
+    def reset_stream(self, stream_id: int, code: int) -> None:
+        """Abort our sending part."""
+
+    def stop_stream(self, stream_id: int, code: int) -> None:
+        """Ask the peer to abort its sending part."""
+
+    def consume(self, stream_id: int, count: int) -> None:
+        """Give ``count`` bytes of credit back to the peer."""
+
+    def send_datagram(self, data: bytes) -> bool:
+        """Queue one DATAGRAM."""
+
+    def buffered(self, stream_id: int) -> int:
+        """Bytes that wait for acknowledgement."""

@@ -1,0 +1,169 @@
+"""What the protocol session reports upwards: immutable tuples with named fields.
+
+Named tuples and not frozen dataclasses: one is made per received frame, and they cost half.
+``payload`` is msgpack (calls, events) or raw bytes (media).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+from echostream.protocol.hello import Hello
+
+__all__ = [
+    "CallCancelled",
+    "ErrorReceived",
+    "EventReceived",
+    "GoAwayReceived",
+    "HelloReceived",
+    "MediaReceived",
+    "ProtocolEvent",
+    "ProtocolViolation",
+    "RequestReceived",
+    "ResponseReceived",
+    "StreamAborted",
+    "StreamAccepted",
+    "StreamEnded",
+    "StreamFlushed",
+    "StreamOpened",
+]
+
+
+class HelloReceived(NamedTuple):
+    """The peer's HELLO."""
+
+    hello: Hello
+
+
+class RequestReceived(NamedTuple):
+    """The peer calls. ``timeout_us`` is the time that remains, -1 for none."""
+
+    call_id: int
+    method: str
+    payload: bytes
+    metadata: bytes | None
+    timeout_us: int
+    priority: int
+    idempotent: bool
+
+
+class ResponseReceived(NamedTuple):
+    """The result of a call of ours."""
+
+    call_id: int
+    payload: bytes
+    metadata: bytes | None
+
+
+class ErrorReceived(NamedTuple):
+    """A call or stream of ours was answered with a status."""
+
+    id: int
+    status: int
+    message: str
+    details: bytes
+
+
+class CallCancelled(NamedTuple):
+    """The peer no longer wants the result of its call."""
+
+    call_id: int
+
+
+class EventReceived(NamedTuple):
+    """The peer tells something. ``number`` is 0 for one that came in a DATAGRAM; ``stream_id``
+    is -1 then, else what :meth:`Inbox.pause` takes."""
+
+    number: int
+    name: str
+    payload: bytes
+    metadata: bytes | None
+    stream_id: int
+
+
+class StreamOpened(NamedTuple):
+    """The peer opens a media stream. ``options`` is the msgpack map of STREAM_OPEN."""
+
+    alias: int
+    name: str
+    options: bytes
+    metadata: bytes | None
+    realtime: bool
+
+
+class StreamAccepted(NamedTuple):
+    """A media stream of ours was taken; ``options`` is what was agreed."""
+
+    alias: int
+    options: bytes
+
+
+class StreamEnded(NamedTuple):
+    """The opener ended the stream cleanly after ``packets`` packets."""
+
+    alias: int
+    packets: int
+
+
+class StreamAborted(NamedTuple):
+    """Either side gave the stream up."""
+
+    alias: int
+    code: int
+    message: str
+
+
+class StreamFlushed(NamedTuple):
+    """The opener dropped what was queued; packets of epochs before ``epoch`` are stale."""
+
+    alias: int
+    epoch: int
+
+
+class MediaReceived(NamedTuple):
+    """One packet of a media stream. ``capture_ts`` in ns on the sender's clock, or ``None``.
+
+    ``stream_id`` is what :meth:`Inbox.pause` takes, -1 for a DATAGRAM.
+    """
+
+    alias: int
+    epoch: int
+    sequence_number: int
+    timestamp: int
+    capture_ts: int | None
+    flags: int
+    payload: memoryview
+    stream_id: int
+
+
+class GoAwayReceived(NamedTuple):
+    """The peer serves no call above ``last_call_id`` and closes after ``drain_us``."""
+
+    last_call_id: int
+    reason: int
+    drain_us: int
+    message: str
+
+
+class ProtocolViolation(NamedTuple):
+    """The peer broke the wire format; the connection has to be closed."""
+
+    message: str
+
+
+ProtocolEvent: TypeAlias = (
+    HelloReceived
+    | RequestReceived
+    | ResponseReceived
+    | ErrorReceived
+    | CallCancelled
+    | EventReceived
+    | StreamOpened
+    | StreamAccepted
+    | StreamEnded
+    | StreamAborted
+    | StreamFlushed
+    | MediaReceived
+    | GoAwayReceived
+    | ProtocolViolation
+)

@@ -1,0 +1,104 @@
+"""HELLO: what each side says first. Version, capabilities, limits (wire format, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from echostream._version import __version__
+from echostream.errors import ConfigurationError, InvalidPayload, ProtocolError
+from echostream.protocol import payload
+
+__all__ = ["CAPABILITIES", "VERSION", "Hello", "Limits"]
+
+VERSION = 1
+CAPABILITIES: tuple[str, ...] = ("datagram", "ndarray")
+MAX_HELLO = 64 * 1024
+_FLOORS = {"message_size": 4096, "nesting": 4, "items": 64, "calls": 1, "streams": 1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one side accepts. Passing one is answered with ``ResourceExhausted`` that names it.
+
+    ``message_size``: bytes of payload of one call, event or item. ``nesting`` and ``items``: depth
+    and number of entries of one payload. ``calls``: handlers that run at once for one connection.
+    ``streams``: media streams that one connection holds open.
+    """
+
+    message_size: int = 4 * 1024 * 1024
+    nesting: int = 32
+    items: int = 65_536
+    calls: int = 128
+    streams: int = 64
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            low = _FLOORS[f.name]
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**30:
+                raise ConfigurationError(
+                    f"limit {f.name}={value!r} must be a whole number from {low} to {2**30 - 1}"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """The first frame of each side on its control stream."""
+
+    version: int = VERSION
+    agent: str = f"echostream/{__version__}"
+    capabilities: tuple[str, ...] = CAPABILITIES
+    limits: Limits = field(default_factory=Limits)
+
+    def encode(self) -> bytes:
+        """The payload of a HELLO frame."""
+        return payload.encode(
+            {
+                "version": self.version,
+                "agent": self.agent,
+                "capabilities": list(self.capabilities),
+                "limits": asdict(self.limits),
+            }
+        )
+
+    @classmethod
+    def decode(cls, data: bytes | memoryview) -> Hello:
+        """Read a peer's HELLO. Unknown keys are ignored; a wrong one is a ``ProtocolError``."""
+        try:
+            body = payload.decode(data)
+        except InvalidPayload as exc:
+            raise ProtocolError(f"HELLO is not valid msgpack: {exc.message}") from None
+        if not isinstance(body, dict):
+            raise ProtocolError("HELLO must be a map")
+        version = _field(body, "version", int)
+        if version < 1:
+            raise ProtocolError(f"HELLO names wire version {version}; this side speaks {VERSION}")
+        capabilities = _field(body, "capabilities", list)
+        if len(capabilities) > 64 or not all(isinstance(c, str) for c in capabilities):
+            raise ProtocolError("HELLO capabilities must be at most 64 strings")
+        return cls(
+            version=min(version, VERSION),
+            agent=str(_field(body, "agent", str))[:256],
+            capabilities=tuple(capabilities),
+            limits=_limits(_field(body, "limits", dict)),
+        )
+
+
+def _field(body: Mapping[str, Any], key: str, kind: type) -> Any:
+    value = body.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ProtocolError(f"HELLO {key!r} must be {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _limits(given: Mapping[str, Any]) -> Limits:
+    known: dict[str, int] = {}
+    for key, low in _FLOORS.items():
+        if key in given:
+            value = _field(given, key, int)
+            if value < low:
+                raise ProtocolError(f"HELLO limit {key!r} is {value}, below the minimum of {low}")
+            known[key] = min(value, 2**30 - 1)
+    return Limits(**known)

@@ -1,0 +1,348 @@
+"""What arrives: stream bytes and datagrams become events, one frame at a time.
+
+Flow-control credit is given back as frames are taken out, and a stream whose consumer is full is
+paused: its bytes stay unparsed and unacknowledged to flow control, so the peer stops.
+Before the peer's HELLO only its control stream is read.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from echostream.codes import Reset, Status
+from echostream.errors import ProtocolError
+from echostream.protocol import events as ev
+from echostream.protocol import frames
+from echostream.protocol.carrier import Carrier
+from echostream.protocol.frames import FrameParser
+from echostream.protocol.hello import MAX_HELLO, Hello, Limits
+from echostream.protocol.ordering import EventOrder
+
+__all__ = ["Inbox"]
+
+FIELDS_ALLOWANCE = 32 * 1024
+
+
+class _Incoming:
+    """One QUIC stream of the peer."""
+
+    __slots__ = ("alias", "ended", "fin", "owed", "parser", "paused", "queued", "stream_id")
+
+    def __init__(self, stream_id: int, max_length: int) -> None:
+        self.stream_id = stream_id
+        self.parser = FrameParser(max_length)
+        self.alias = -1
+        self.owed = 0
+        self.fin = False
+        self.ended = False
+        self.paused = False
+        self.queued = False
+
+
+class Inbox:
+    """The receiving half of a protocol session."""
+
+    def __init__(
+        self, carrier: Carrier, limits: Limits, refuse: Callable[[int, Status, str], None]
+    ) -> None:
+        self._carrier = carrier
+        self._max_length = limits.message_size + FIELDS_ALLOWANCE
+        self._refuse = refuse
+        self._control_id = 3 if carrier.is_client else 2
+        self._peer_parity = 1 if carrier.is_client else 0
+        self._incoming: dict[int, _Incoming] = {}
+        self._ready: deque[_Incoming] = deque()
+        self._events: deque[ev.ProtocolEvent] = deque()
+        self._datagrams = FrameParser(64 * 1024)
+        self._order = EventOrder()
+        self._greeted = False
+        self._failed = False
+        self.frames = 0
+        self.oversize = 0
+        self.repeated_events = 0
+        self.bad_datagrams = 0
+        self._on: dict[int, Callable[[FrameParser, _Incoming], ev.ProtocolEvent | None]] = {
+            frames.HELLO: self._on_hello,
+            frames.GOAWAY: self._on_goaway,
+            frames.REQUEST: self._on_request,
+            frames.RESPONSE: self._on_response,
+            frames.ERROR: self._on_error,
+            frames.CANCEL: self._on_cancel,
+            frames.EVENT: self._on_event,
+            frames.STREAM_OPEN: self._on_stream_open,
+            frames.STREAM_ACCEPT: self._on_stream_accept,
+            frames.STREAM_END: self._on_stream_end,
+            frames.STREAM_ABORT: self._on_stream_abort,
+            frames.STREAM_FLUSH: self._on_stream_flush,
+            frames.MEDIA: self._on_media,
+        }
+
+    def receive_stream(self, stream_id: int, data: bytes, fin: bool) -> None:
+        """In-order bytes of a QUIC stream."""
+        incoming = self._incoming.get(stream_id)
+        if incoming is None:
+            incoming = self._incoming[stream_id] = _Incoming(
+                stream_id, MAX_HELLO if stream_id == self._control_id else self._max_length
+            )
+        incoming.parser.feed(data)
+        incoming.owed += len(data)
+        incoming.fin = incoming.fin or fin
+        if not incoming.queued:
+            incoming.queued = True
+            self._ready.append(incoming)
+
+    def stream_reset(self, stream_id: int, code: int) -> None:
+        """The peer aborted a stream: what it carried half is dropped."""
+        incoming = self._incoming.pop(stream_id, None)
+        if stream_id == self._control_id:
+            self._fail("the control stream was reset")
+        elif incoming is not None:
+            incoming.ended = True
+            self._give_credit(incoming)
+            if incoming.alias >= 0 and code != Reset.FLUSHED:
+                self._events.append(ev.StreamAborted(incoming.alias, code, ""))
+
+    def receive_datagram(self, data: bytes) -> None:
+        """One DATAGRAM: a media packet, or an event with ``delivery="realtime"``."""
+        parser = self._datagrams
+        try:
+            parser.parse_datagram(data)
+        except ValueError:
+            self.bad_datagrams += 1
+            self._datagrams = FrameParser(64 * 1024)
+            return
+        self.frames += 1
+        if not self._greeted:
+            return
+        if parser.type == frames.MEDIA:
+            self._events.append(self._media(parser, -1))
+        elif parser.type == frames.EVENT and parser.name and parser.id == 0:
+            self._events.append(
+                ev.EventReceived(0, parser.name, parser.payload_bytes(), parser.metadata, -1)
+            )
+        else:
+            self.bad_datagrams += 1
+
+    def pause(self, stream_id: int) -> None:
+        """Take nothing more out of this stream: its consumer is full."""
+        incoming = self._incoming.get(stream_id)
+        if incoming is not None:
+            incoming.paused = True
+
+    def resume(self, stream_id: int) -> None:
+        """The consumer has room again; the caller then polls :meth:`next_event`."""
+        incoming = self._incoming.get(stream_id)
+        if incoming is not None and incoming.paused:
+            incoming.paused = False
+            if not incoming.queued:
+                incoming.queued = True
+                self._ready.append(incoming)
+
+    def stop(self, alias: int, code: int) -> None:
+        """The media stream is not wanted any more: STOP_SENDING, and drop what comes."""
+        for incoming in self._incoming.values():
+            if incoming.alias == alias:
+                self._carrier.stop_stream(incoming.stream_id, code)
+                incoming.ended = True
+                self._give_credit(incoming)
+
+    def next_event(self) -> ev.ProtocolEvent | None:
+        """The next event, or ``None`` when nothing more can be taken out now."""
+        if self._events:
+            return self._events.popleft()
+        while self._ready and not self._failed:
+            incoming = self._ready[0]
+            event = self._take(incoming)
+            if event is not None:
+                return event
+        return self._events.popleft() if self._events else None
+
+    def _take(self, incoming: _Incoming) -> ev.ProtocolEvent | None:
+        """One event of this stream, or ``None`` after it was put aside."""
+        parser = incoming.parser
+        if not self._greeted and incoming.stream_id != self._control_id:
+            incoming.paused = True
+        try:
+            while not incoming.paused and not incoming.ended:
+                if not parser.next():
+                    self._exhausted(incoming)
+                    return None
+                self.frames += 1
+                if parser.oversize:
+                    self._on_oversize(parser, incoming)
+                    continue
+                handle = self._on.get(parser.type)
+                if handle is not None:
+                    event = handle(parser, incoming)
+                    if event is not None:
+                        return event
+                if self._events:
+                    return self._events.popleft()
+        except (ValueError, ProtocolError) as exc:
+            self._fail(f"stream {incoming.stream_id}: {exc}")
+            return None
+        self._ready.popleft()
+        incoming.queued = False
+        if incoming.ended:
+            self._give_credit(incoming)
+            if incoming.fin:
+                self._incoming.pop(incoming.stream_id, None)
+        return None
+
+    def _exhausted(self, incoming: _Incoming) -> None:
+        self._ready.popleft()
+        incoming.queued = False
+        self._give_credit(incoming)
+        if not incoming.fin:
+            return
+        self._incoming.pop(incoming.stream_id, None)
+        if incoming.parser.buffered:
+            raise ProtocolError("ended inside a frame")
+        if incoming.stream_id == self._control_id:
+            raise ProtocolError("the control stream was ended")
+        if incoming.alias >= 0:
+            self._events.append(
+                ev.StreamAborted(incoming.alias, Reset.CANCELLED, "ended without STREAM_END")
+            )
+
+    def _give_credit(self, incoming: _Incoming) -> None:
+        if incoming.owed:
+            self._carrier.consume(incoming.stream_id, incoming.owed)
+            incoming.owed = 0
+
+    def _fail(self, message: str) -> None:
+        if not self._failed:
+            self._failed = True
+            self._events.append(ev.ProtocolViolation(message))
+
+    # One method per frame type: check, and turn into an event.
+
+    def _on_hello(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        if incoming.stream_id != self._control_id or self._greeted:
+            raise ProtocolError("HELLO must be the first frame on the control stream, once")
+        event = ev.HelloReceived(Hello.decode(p.payload))
+        self._greeted = True
+        for other in self._incoming.values():
+            if other.paused:
+                self.resume(other.stream_id)
+        return event
+
+    def _on_goaway(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        if incoming.stream_id != self._control_id:
+            raise ProtocolError("GOAWAY outside the control stream")
+        text = p.payload_bytes()[:256].decode("utf-8", "replace")
+        return ev.GoAwayReceived(p.id, max(p.number, 0), max(p.time_us, 0), text)
+
+    def _on_request(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent | None:
+        if p.id & 1 != self._peer_parity:
+            raise ProtocolError(f"REQUEST with call id {p.id}, which is not the peer's to choose")
+        if not p.name:
+            raise ProtocolError(f"REQUEST {p.id} without a name")
+        if not p.flags & frames.END:
+            self._refuse(
+                p.id, Status.UNIMPLEMENTED, "a call with a stream of arguments is not served here"
+            )
+            return None
+        return ev.RequestReceived(
+            p.id,
+            p.name,
+            p.payload_bytes(),
+            p.metadata,
+            p.time_us,
+            p.priority,
+            bool(p.flags & frames.MARK),
+        )
+
+    def _on_response(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        return ev.ResponseReceived(p.id, p.payload_bytes(), p.metadata)
+
+    def _on_error(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        status = p.number if p.number > 0 else Status.UNKNOWN
+        return ev.ErrorReceived(p.id, status, p.name or "", p.payload_bytes())
+
+    def _on_cancel(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        return ev.CallCancelled(p.id)
+
+    def _on_event(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent | None:
+        if not p.name or not p.id:
+            raise ProtocolError("EVENT without a name or number on a stream")
+        event = ev.EventReceived(p.id, p.name, p.payload_bytes(), p.metadata, incoming.stream_id)
+        ready = self._order.accept(event, p.number)
+        if ready is None:
+            self.repeated_events += 1
+            return None
+        if len(ready) == 1:
+            return ready[0]
+        self._events.extend(ready)
+        return None
+
+    def _on_stream_open(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        if p.id & 1 != self._peer_parity:
+            raise ProtocolError(f"STREAM_OPEN with alias {p.id}, which is not the peer's to choose")
+        if not p.name:
+            raise ProtocolError(f"STREAM_OPEN {p.id} without a name")
+        realtime = bool(p.flags & frames.MARK)
+        if not realtime:
+            if incoming.alias >= 0:
+                raise ProtocolError("a second STREAM_OPEN on one QUIC stream")
+            incoming.alias = p.id
+        return ev.StreamOpened(p.id, p.name, p.payload_bytes(), p.metadata, realtime)
+
+    def _on_stream_accept(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        return ev.StreamAccepted(p.id, p.payload_bytes())
+
+    def _on_stream_end(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        if incoming.alias >= 0:
+            if incoming.alias != p.id:
+                raise ProtocolError(f"STREAM_END for alias {p.id} on the stream of another")
+            incoming.alias = -1
+        return ev.StreamEnded(p.id, max(p.number, 0))
+
+    def _on_stream_abort(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        return ev.StreamAborted(p.id, max(p.number, 0), p.name or "")
+
+    def _on_stream_flush(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        if not 0 <= p.number <= 0xFFFF:
+            raise ProtocolError("STREAM_FLUSH without an epoch")
+        if p.flags & frames.MARK:
+            incoming.alias = p.id
+        return ev.StreamFlushed(p.id, p.number)
+
+    def _on_media(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        if p.id != incoming.alias:
+            raise ProtocolError(f"media frame of alias {p.id} on a stream that did not open it")
+        return self._media(p, incoming.stream_id)
+
+    def _media(self, p: FrameParser, stream_id: int) -> ev.MediaReceived:
+        return ev.MediaReceived(
+            p.id,
+            p.epoch,
+            p.sequence_number,
+            p.timestamp,
+            p.capture_ts if p.has_capture_ts else None,
+            p.flags,
+            p.payload,
+            stream_id,
+        )
+
+    def _on_oversize(self, p: FrameParser, incoming: _Incoming) -> None:
+        self.oversize += 1
+        limit = f"message_size of {self._max_length - FIELDS_ALLOWANCE} bytes"
+        if p.type == frames.REQUEST:
+            self._refuse(
+                p.id,
+                Status.RESOURCE_EXHAUSTED,
+                f"the request is larger than the receiver's {limit}",
+            )
+        elif p.type in (frames.RESPONSE, frames.ERROR):
+            self._events.append(
+                ev.ErrorReceived(
+                    p.id,
+                    Status.RESOURCE_EXHAUSTED,
+                    f"the answer is larger than this side's {limit}",
+                    b"",
+                )
+            )
+        elif p.type != frames.EVENT:
+            raise ProtocolError(f"frame of type {p.type:#x} is larger than {limit}")

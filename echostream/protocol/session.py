@@ -1,0 +1,220 @@
+"""One connection's protocol state: sans-IO, over a :class:`~echostream.protocol.carrier.Carrier`.
+
+Stream bytes and datagrams go into :attr:`ProtocolSession.inbox`, events come out of it; the methods
+here queue frames, and :meth:`ProtocolSession.flush` writes them at the end of the loop's turn.
+Calls, events and streams are numbered here; who waits for them is the floor above's business.
+"""
+
+from __future__ import annotations
+
+from echostream.codes import Close, Reset, Status
+from echostream.errors import ResourceExhausted
+from echostream.protocol import frames
+from echostream.protocol.carrier import Carrier
+from echostream.protocol.frames import encode_frame
+from echostream.protocol.hello import Hello, Limits
+from echostream.protocol.inbox import Inbox
+from echostream.protocol.outbox import OWN_STREAM_SIZE, Outbox
+
+__all__ = ["ProtocolSession"]
+
+MAX_NAME = 255
+MAX_METADATA = 16 * 1024
+_NEVER = float("inf")
+
+
+class ProtocolSession:
+    """Both halves of one connection.
+
+    ``peer`` is the peer's HELLO, the minimum of version 1 until it came.
+    """
+
+    def __init__(self, carrier: Carrier, limits: Limits) -> None:
+        self._carrier = carrier
+        self.limits = limits
+        self.peer = Hello()
+        self.greeted = False
+        self.outbox = Outbox(carrier)
+        self.inbox = Inbox(carrier, limits, self.fail_call)
+        self._next_call = 0 if carrier.is_client else 1
+        self._next_alias = 0 if carrier.is_client else 1
+        self.last_peer_call = -1
+
+    def greet(self) -> None:
+        """Send our HELLO."""
+        hello = Hello(limits=self.limits).encode()
+        self.outbox.open_control(encode_frame(frames.HELLO, 1, hello))
+
+    def flush(self, now: float) -> None:
+        """Write what may leave now (seconds, the clock of deadlines given to this session)."""
+        self.outbox.flush(now)
+
+    # Calls.
+
+    def start_call(
+        self,
+        method: str,
+        payload: bytes,
+        metadata: bytes | None = None,
+        timeout_s: float | None = None,
+        priority: int = -1,
+        deadline: float = _NEVER,
+        idempotent: bool = False,
+    ) -> int:
+        """Queue a REQUEST and return its call id. Raises ``ResourceExhausted`` for a payload above
+        the peer's ``message_size``."""
+        self.check_size(payload, method)
+        call_id = self._next_call
+        self._next_call = call_id + 2
+        flags = frames.END | frames.MARK if idempotent else frames.END
+        time_us = -1 if timeout_s is None else max(int(timeout_s * 1e6), 0)
+        self.outbox.call(
+            encode_frame(
+                frames.REQUEST, call_id, payload, flags, method, metadata, time_us, -1, priority
+            ),
+            3 if priority < 0 else priority,
+            deadline,
+        )
+        return call_id
+
+    def cancel_call(self, call_id: int, code: int = Reset.CANCELLED) -> None:
+        """Tell the peer that a call of ours is not wanted any more."""
+        self.outbox.call(encode_frame(frames.CANCEL, call_id, b"", 0, None, None, -1, code))
+
+    def answer_call(self, call_id: int, payload: bytes, priority: int = 3) -> None:
+        """Queue a RESPONSE. Raises ``ResourceExhausted`` for one above the peer's limit."""
+        if len(payload) > OWN_STREAM_SIZE:
+            self.check_size(payload, "the result")
+        self.outbox.call(encode_frame(frames.RESPONSE, call_id, payload, frames.END), priority)
+
+    def fail_call(self, call_id: int, status: Status | int, message: str, details: bytes = b"") -> None:
+        """Answer a call, or refuse a stream, with a status."""
+        self.outbox.call(
+            encode_frame(
+                frames.ERROR,
+                call_id,
+                details,
+                frames.END,
+                clip(message) or None,
+                None,
+                -1,
+                int(status),
+            )
+        )
+
+    # Events.
+
+    def emit(
+        self,
+        name: str,
+        payload: bytes,
+        metadata: bytes | None = None,
+        priority: int = -1,
+        deadline: float = _NEVER,
+    ) -> None:
+        """Queue an event."""
+        self.check_size(payload, name)
+        self.outbox.event(name, payload, metadata, priority, deadline)
+
+    def emit_datagram(self, name: str, payload: bytes, metadata: bytes | None = None) -> None:
+        """Send an event as one DATAGRAM. Raises ``ResourceExhausted`` if it does not fit."""
+        frame = encode_frame(frames.EVENT, 0, payload, 0, name, metadata)
+        if len(frame) > self._carrier.max_datagram_payload:
+            raise ResourceExhausted(
+                f"event {name!r} takes {len(frame)} bytes and one datagram holds "
+                f"{self._carrier.max_datagram_payload}: send it with delivery='reliable'"
+            )
+        self._carrier.send_datagram(frame)
+
+    # Media streams.
+
+    def open_media(
+        self, name: str, options: bytes, metadata: bytes | None, realtime: bool, priority: int
+    ) -> tuple[int, int]:
+        """Queue STREAM_OPEN; returns the alias and the QUIC stream (-1 for a realtime one)."""
+        alias = self._next_alias
+        self._next_alias = alias + 2
+        flags = frames.MARK if realtime else 0
+        frame = encode_frame(
+            frames.STREAM_OPEN, alias, options, flags, name, metadata, -1, -1, priority
+        )
+        if realtime:
+            self.outbox.call(frame)
+            return alias, -1
+        stream_id = self._carrier.open_stream(False)
+        self._carrier.send_stream(stream_id, frame, False)
+        return alias, stream_id
+
+    def accept_media(self, alias: int, options: bytes) -> None:
+        """Queue STREAM_ACCEPT."""
+        self.outbox.call(encode_frame(frames.STREAM_ACCEPT, alias, options))
+
+    def end_media(self, alias: int, stream_id: int, packets: int) -> None:
+        """End a stream of ours cleanly."""
+        frame = encode_frame(
+            frames.STREAM_END, alias, b"", frames.END, None, None, -1, packets
+        )
+        if stream_id < 0:
+            self.outbox.call(frame)
+        else:
+            self._carrier.send_stream(stream_id, frame, True)
+
+    def abort_media(self, alias: int, stream_id: int, code: int, message: str = "") -> None:
+        """Give up a stream: ours (``stream_id`` is its QUIC stream) or the peer's (-1)."""
+        self.outbox.call(
+            encode_frame(
+                frames.STREAM_ABORT, alias, b"", 0, clip(message) or None, None, -1, code
+            )
+        )
+        if stream_id >= 0:
+            self._carrier.reset_stream(stream_id, code)
+
+    def flush_media(self, alias: int, stream_id: int, epoch: int) -> int:
+        """Drop what is queued of a stream of ours and go on with ``epoch``; returns the QUIC stream
+        that carries it from now on."""
+        if stream_id < 0:
+            self.outbox.call(
+                encode_frame(frames.STREAM_FLUSH, alias, b"", 0, None, None, -1, epoch), 0
+            )
+            return -1
+        self._carrier.reset_stream(stream_id, Reset.FLUSHED)
+        stream_id = self._carrier.open_stream(False)
+        self._carrier.send_stream(
+            stream_id,
+            encode_frame(frames.STREAM_FLUSH, alias, b"", frames.MARK, None, None, -1, epoch),
+            False,
+        )
+        return stream_id
+
+    # Session.
+
+    def go_away(self, drain_s: float, message: str) -> None:
+        """Tell the peer that no new call will be served."""
+        self.outbox.control(
+            encode_frame(
+                frames.GOAWAY,
+                max(self.last_peer_call, 0),
+                clip(message).encode(),
+                0,
+                None,
+                None,
+                max(int(drain_s * 1e6), 0),
+                Close.GOING_AWAY,
+            )
+        )
+
+    def check_size(self, payload: bytes, what: str) -> None:
+        """Raise ``ResourceExhausted`` for a payload that the peer would refuse."""
+        limit = self.peer.limits.message_size
+        if len(payload) > limit:
+            raise ResourceExhausted(
+                f"{what!r}: {len(payload)} bytes of payload, the peer's limit message_size is "
+                f"{limit}: send it as a stream, or raise the limit there",
+                method=what,
+            )
+
+
+def clip(text: str) -> str:
+    """A text for the wire: at most 255 bytes of UTF-8."""
+    data = text.encode("utf-8", "replace")
+    return text if len(data) <= MAX_NAME else data[:MAX_NAME].decode("utf-8", "ignore")

@@ -1,0 +1,64 @@
+"""What a running handler can ask about its own call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from echostream.errors import InvalidPayload
+from echostream.protocol import payload as payloads
+
+__all__ = ["Call", "current_call", "decode_metadata", "encode_metadata"]
+
+Metadata = Mapping[str, str | bytes]
+MAX_METADATA = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The call that the current task serves. ``deadline`` is a ``time.monotonic()`` time."""
+
+    method: str
+    metadata: Metadata = field(default_factory=dict)
+    deadline: float | None = None
+
+    @property
+    def time_remaining(self) -> float | None:
+        """Seconds until the deadline, never below 0; ``None`` without one."""
+        return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.0)
+
+
+_current: ContextVar[Call | None] = ContextVar("echostream_call", default=None)
+
+
+def current_call() -> Call:
+    """The call that this task serves. Raises ``LookupError`` outside a handler."""
+    call = _current.get()
+    if call is None:
+        raise LookupError("no call here: current_call() works inside a handler or listener")
+    return call
+
+
+def encode_metadata(metadata: Metadata | None) -> bytes | None:
+    """Metadata for the wire. Raises ``InvalidPayload`` for what is not str to str or bytes."""
+    if not metadata:
+        return None
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str | bytes):
+            raise InvalidPayload(
+                f"metadata maps str to str or bytes; {key!r} maps to {type(value).__name__}"
+            )
+    data = payloads.encode(dict(metadata))
+    if len(data) > MAX_METADATA:
+        raise InvalidPayload(f"metadata takes {len(data)} bytes, the limit is {MAX_METADATA}")
+    return data
+
+
+_decode = payloads.decoder(dict[str, str | bytes])
+
+
+def decode_metadata(data: bytes | None) -> Metadata:
+    """Metadata from the wire."""
+    return {} if data is None else _decode(data)

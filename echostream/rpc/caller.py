@@ -1,0 +1,261 @@
+"""What both sides can do over a connection: request, emit, create_stream."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from echostream.codes import Status
+from echostream.errors import (
+    ConfigurationError,
+    ConnectionClosed,
+    DeadlineExceeded,
+    EchoStreamError,
+    ResourceExhausted,
+)
+from echostream.protocol import payload as payloads
+from echostream.rpc.call import Metadata, encode_metadata
+from echostream.rpc.registry import check_name
+
+if TYPE_CHECKING:
+    from echostream.media.frame import AudioFormat
+    from echostream.rpc.peer import Peer
+    from echostream.rpc.stream import StreamBuilder
+
+__all__ = ["Caller", "Delivery"]
+
+Delivery = Literal["reliable", "realtime"]
+T = TypeVar("T")
+
+
+class Caller:
+    """Mixin of ``RpcClient``, ``ClientContext`` and ``Session``; each has a live peer below it.
+
+    Options share one vocabulary: ``timeout`` (s), ``metadata`` (str to str or bytes), ``priority``
+    (0 most urgent to 7), ``max_age`` (s: not sent once older), ``delivery``, ``idempotent``.
+    """
+
+    _live_peer: Peer | None = None
+
+    @property
+    def _peer(self) -> Peer:
+        peer = self._live_peer
+        if peer is None:
+            raise ConnectionClosed(
+                f"{type(self).__name__} is not connected: await the connection first"
+            )
+        return peer
+
+    @overload
+    async def request(
+        self,
+        method: str,
+        payload: Any = None,
+        *,
+        returns: type[T],
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        priority: int = 3,
+        max_age: float | None = None,
+        idempotent: bool = False,
+    ) -> T: ...
+    @overload
+    async def request(
+        self,
+        method: str,
+        payload: Any = None,
+        *,
+        returns: Any = None,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        priority: int = 3,
+        max_age: float | None = None,
+        idempotent: bool = False,
+    ) -> Any: ...
+
+    async def request(
+        self,
+        method: str,
+        payload: Any = None,
+        *,
+        returns: Any = None,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        priority: int = 3,
+        max_age: float | None = None,
+        idempotent: bool = False,
+    ) -> Any:
+        """Call ``method`` on the other side and return its result.
+
+        ``returns`` is the type to decode the result to; without it plain values come back. With
+        ``timeout`` the time that remains travels with the call, the handler is cancelled when it
+        has passed, and ``DeadlineExceeded`` is raised here. Cancelling this coroutine cancels the
+        handler. Waits for its turn while the peer's limit ``calls`` is used up.
+
+        Raises the :class:`~echostream.errors.RpcError` that the peer answered, ``ConnectionClosed``
+        when the connection ends first, ``InvalidPayload`` for a value that msgpack cannot carry
+        or a result that is not a ``returns``, ``ResourceExhausted`` for a payload above a limit.
+        """
+        peer = self._live_peer or self._peer
+        data = payloads.encode(payload)
+        check_name(method, "request")
+        if timeout is not None or max_age is not None or priority != 3:
+            check_options(timeout=timeout, max_age=max_age, priority=priority)
+        decode = payloads.decode if returns is None else payloads.decoder(returns)
+        if peer.busy or len(peer.calls) >= peer.call_limit:
+            await peer.wait_call_slot(timeout)
+        loop = peer.loop
+        call_id = peer.protocol.start_call(
+            method,
+            data,
+            encode_metadata(metadata),
+            timeout,
+            -1 if priority == 3 else priority,
+            _deadline(peer, max_age),
+            idempotent,
+        )
+        future: asyncio.Future[bytes] = loop.create_future()
+        peer.calls[call_id] = future
+        peer.connection.wake()
+        timer = None if timeout is None else loop.call_later(timeout, _expire, future, timeout)
+        try:
+            answer = await future
+        except asyncio.CancelledError:
+            peer.cancel_call(call_id)
+            raise
+        except DeadlineExceeded as exc:
+            if exc.method is None:
+                exc.method = method
+            peer.cancel_call(call_id)
+            raise
+        except EchoStreamError as exc:
+            if getattr(exc, "method", "") is None:
+                exc.method = method  # type: ignore[attr-defined]
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            peer.call_finished(call_id)
+        return decode(answer)
+
+    async def emit(
+        self,
+        event: str,
+        payload: Any = None,
+        *,
+        metadata: Metadata | None = None,
+        priority: int = 3,
+        max_age: float | None = None,
+        delivery: Delivery = "reliable",
+    ) -> None:
+        """Tell the other side; returns when it is queued, without an answer.
+
+        Events of one name arrive in the order of their emits. Waits while the peer does not read
+        what was queued before. ``delivery="realtime"`` sends one DATAGRAM: fast, may be lost.
+
+        Raises ``ConnectionClosed``, ``InvalidPayload`` or ``ResourceExhausted`` as ``request``.
+        """
+        peer = self._live_peer or self._peer
+        data = payloads.encode(payload)
+        check_name(event, "emit")
+        if max_age is not None or priority != 3 or delivery != "reliable":
+            check_options(max_age=max_age, priority=priority, delivery=delivery)
+        if peer.busy:
+            await peer.wait_writable()
+        if delivery == "realtime":
+            peer.protocol.emit_datagram(event, data, encode_metadata(metadata))
+        else:
+            peer.protocol.emit(
+                event,
+                data,
+                encode_metadata(metadata),
+                -1 if priority == 3 else priority,
+                _deadline(peer, max_age),
+            )
+        peer.connection.wake()
+
+    def create_stream(
+        self,
+        name: str,
+        *,
+        format: AudioFormat | None = None,
+        delivery: Delivery = "reliable",
+        metadata: Metadata | None = None,
+        priority: int = 3,
+        max_age: float | None = None,
+        timeout: float | None = 10.0,
+    ) -> StreamBuilder:
+        """Open a stream to the stream handler ``name`` of the other side: await the result, or go
+        on building it.
+
+        With ``format`` it carries audio (arrays of shape ``(frames, channels)``, or ``AudioFrame``),
+        without it bytes. ``reliable``: everything arrives in order, and ``send`` waits for a reader
+        that is slow. ``realtime``: DATAGRAMs, never late behind a lost packet. ``max_age``
+        (realtime): a packet that waited longer in the queue is dropped and counted.
+
+        Awaiting raises ``MethodNotFound`` when the other side has no such stream handler,
+        ``ConfigurationError`` for a wrong option.
+        """
+        from echostream.rpc.stream import StreamBuilder
+
+        check_name(name, "create_stream")
+        check_options(timeout=timeout, max_age=max_age, priority=priority, delivery=delivery)
+        return StreamBuilder(
+            self._peer,
+            name,
+            format=format,
+            delivery=delivery,
+            metadata=metadata,
+            priority=priority,
+            max_age=max_age,
+            timeout=timeout,
+        )
+
+    def _emit_encoded(
+        self,
+        event: str,
+        data: bytes,
+        *,
+        metadata: Metadata | None = None,
+        max_age: float | None = None,
+    ) -> bool:
+        """Emit what is encoded already; ``False`` where it would have to wait."""
+        peer = self._live_peer
+        if peer is None or peer.busy:
+            return False
+        try:
+            peer.protocol.emit(
+                event, data, encode_metadata(metadata), deadline=_deadline(peer, max_age)
+            )
+        except ResourceExhausted:
+            return False
+        peer.connection.wake()
+        return True
+
+
+def check_options(
+    *,
+    timeout: float | None = None,
+    max_age: float | None = None,
+    priority: int = 3,
+    delivery: str = "reliable",
+) -> None:
+    """Raise ``ConfigurationError`` for an option that cannot work."""
+    for name, value in (("timeout", timeout), ("max_age", max_age)):
+        if value is not None and not (isinstance(value, int | float) and 0 < value <= 86_400):
+            raise ConfigurationError(f"{name}={value!r} must be seconds, above 0 and up to 86400")
+    if not isinstance(priority, int) or not 0 <= priority <= 7:
+        raise ConfigurationError(f"priority={priority!r} must be 0 (most urgent) to 7")
+    if delivery not in ("reliable", "realtime"):
+        raise ConfigurationError(f"delivery={delivery!r} must be 'reliable' or 'realtime'")
+
+
+def _deadline(peer: Peer, max_age: float | None) -> float:
+    return float("inf") if max_age is None else peer.connection.clock() + max_age
+
+
+def _expire(future: asyncio.Future[bytes], timeout: float) -> None:
+    if not future.done():
+        future.set_exception(
+            DeadlineExceeded(f"no answer within {timeout} s", status=Status.DEADLINE_EXCEEDED)
+        )

@@ -1,0 +1,405 @@
+"""The other end of a live connection: joins the protocol session to its driven connection.
+
+Every wait that is handed out here ends with the connection: pending calls, streams, listeners.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from echostream.codes import Close, Status
+from echostream.errors import ConnectionClosed, DeadlineExceeded, Unavailable, error_for
+from echostream.protocol import events as ev
+from echostream.protocol import payload as payloads
+from echostream.protocol.hello import Limits
+from echostream.protocol.session import ProtocolSession
+from echostream.rpc.dispatch import Dispatcher, Routes
+from echostream.transport import engine as en
+from echostream.transport.connection import Connection, closed_error
+
+if TYPE_CHECKING:
+    from echostream.rpc.stream import StreamReceiver, StreamSender
+
+__all__ = ["Peer"]
+
+logger = logging.getLogger("echostream.rpc")
+
+HELLO_TIMEOUT_S = 10.0
+QUEUE_HIGH = 1024 * 1024
+"""Bytes that wait for lane space above which callers and emitters wait."""
+QUEUE_LOW = 256 * 1024
+
+
+class Peer:
+    """One live connection, as both sides use it. ``context`` is what handlers are given."""
+
+    def __init__(
+        self, connection: Connection, limits: Limits, routes: Routes, context: Any
+    ) -> None:
+        self.connection = connection
+        self.loop = asyncio.get_running_loop()
+        self.protocol = ProtocolSession(connection.engine, limits)
+        self.calls: dict[int, asyncio.Future[bytes]] = {}
+        self.senders: dict[int, StreamSender] = {}
+        self.receivers: dict[int, StreamReceiver] = {}
+        self.busy = False
+        self.call_limit = self.protocol.peer.limits.calls
+        self.late_answers = 0
+        self.dispatcher = Dispatcher(self, routes, context, limits.calls)
+        self._ended: ConnectionClosed | None = None
+        self._going_away = ""
+        self._draining = False
+        self._greeted: asyncio.Future[None] = self.loop.create_future()
+        self._greeted.add_done_callback(_retrieve)
+        self._closed: asyncio.Future[None] = self.loop.create_future()
+        self._write_waiters: deque[asyncio.Future[None]] = deque()
+        self._slot_waiters: deque[asyncio.Future[None]] = deque()
+        self._stream_waiters: dict[int, list[tuple[int, asyncio.Future[None]]]] = {}
+        self._pumping = False
+        self._hello_timer = self.loop.call_later(HELLO_TIMEOUT_S, self._no_hello)
+        self._on: dict[type, Callable[[Any], None]] = {
+            ev.HelloReceived: self._on_hello,
+            ev.RequestReceived: self.dispatcher.request,
+            ev.ResponseReceived: self._on_response,
+            ev.ErrorReceived: self._on_error,
+            ev.CallCancelled: self.dispatcher.cancel,
+            ev.EventReceived: self.dispatcher.event,
+            ev.StreamOpened: self.dispatcher.stream_opened,
+            ev.StreamAccepted: self._on_stream_accepted,
+            ev.StreamEnded: self._on_stream_ended,
+            ev.StreamAborted: self._on_stream_aborted,
+            ev.StreamFlushed: self._on_stream_flushed,
+            ev.MediaReceived: self._on_media,
+            ev.GoAwayReceived: self._on_go_away,
+            ev.ProtocolViolation: self._on_violation,
+        }
+
+    # Facts.
+
+    @property
+    def peer_addr(self) -> tuple[str, int]:
+        """Host and port of the other side."""
+        host, port = self.connection.peer_address[:2]
+        return host, port
+
+    @property
+    def ended(self) -> ConnectionClosed | None:
+        """Why the connection ended, ``None`` while it lives."""
+        return self._ended
+
+    # Begin and end.
+
+    def greet(self) -> None:
+        """Send our HELLO. The client does so once it knows who the server is."""
+        self.protocol.greet()
+        self.connection.wake()
+
+    async def wait_greeted(self) -> None:
+        """Wait for the peer's HELLO."""
+        await asyncio.shield(self._greeted)
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection has ended."""
+        await asyncio.shield(self._closed)
+
+    def close(self, code: int = Close.OK, reason: str = "") -> None:
+        """Close at once. Every pending wait ends on the loop's next turn."""
+        self.connection.close(code, reason)
+
+    async def drain(self, timeout: float, message: str = "shutting down") -> None:
+        """Refuse new calls, let running ones finish and queued data leave, within ``timeout`` s."""
+        if self._ended is not None:
+            return
+        self._draining = True
+        self.dispatcher.refuse_calls(message)
+        self.protocol.go_away(timeout, message)
+        self.connection.wake()
+        try:
+            async with asyncio.timeout(timeout):
+                await self.dispatcher.wait_idle()
+                while self._ended is None and (
+                    not self.protocol.outbox.idle or self.connection.engine.buffered_total
+                ):
+                    await self._wait(self._write_waiters)
+        except (TimeoutError, ConnectionClosed):
+            pass
+
+    def _no_hello(self) -> None:
+        self.close(Close.TIMEOUT, f"no HELLO within {HELLO_TIMEOUT_S:.0f} s")
+
+    # The transport floor reports.
+
+    def engine_event(self, event: en.EngineEvent) -> None:
+        """One event of the engine."""
+        inbox = self.protocol.inbox
+        if isinstance(event, en.StreamData):
+            inbox.receive_stream(event.stream_id, event.data, event.fin)
+        elif isinstance(event, en.DatagramReceived):
+            inbox.receive_datagram(event.data)
+        elif isinstance(event, en.StreamReset):
+            inbox.stream_reset(event.stream_id, event.code)
+        elif isinstance(event, en.StopSending):
+            self._on_stop_sending(event)
+        elif isinstance(event, en.Closed):
+            self._on_closed(event)
+            return
+        self.pump()
+
+    def before_flush(self, now: float) -> None:
+        """Write what is queued; let those go on who waited for space."""
+        outbox = self.protocol.outbox
+        outbox.flush(now)
+        for sender in self.senders.values():
+            sender.expire(now)
+        if self._stream_waiters:
+            self._release_stream_waiters()
+        self._update_busy()
+        if self._write_waiters and (
+            not self.busy or (self._draining and outbox.idle)
+        ):
+            _release(self._write_waiters)
+
+    def pump(self) -> None:
+        """Take out and dispatch what the inbox has."""
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            next_event = self.protocol.inbox.next_event
+            on = self._on
+            while (event := next_event()) is not None:
+                on[type(event)](event)
+        finally:
+            self._pumping = False
+
+    def resume(self, stream_id: int) -> None:
+        """A consumer has room again for what a stream carries."""
+        self.protocol.inbox.resume(stream_id)
+        self.pump()
+        self.connection.wake()
+
+    # Waiting.
+
+    def _update_busy(self) -> None:
+        queued = self.protocol.outbox.queued_bytes
+        self.busy = (
+            self._ended is not None
+            or bool(self._going_away)
+            or queued > (QUEUE_LOW if self._write_waiters else QUEUE_HIGH)
+        )
+
+    async def wait_call_slot(self, timeout: float | None) -> None:
+        """Wait until the peer takes one more call and there is room to queue it."""
+        self._check_open()
+        if self._going_away:
+            raise Unavailable(f"the peer takes no new calls: {self._going_away}")
+        try:
+            async with asyncio.timeout(timeout):
+                await self.wait_writable()
+                while len(self.calls) >= self.call_limit:
+                    await self._wait(self._slot_waiters)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"not sent within {timeout} s: the peer does not read, or its limit calls="
+                f"{self.call_limit} is used up"
+            ) from None
+
+    async def wait_writable(self) -> None:
+        """Wait until queued frames are below the mark."""
+        self._check_open()
+        while self.protocol.outbox.queued_bytes > QUEUE_HIGH:
+            await self._wait(self._write_waiters)
+
+    async def wait_stream(self, stream_id: int, low: int) -> None:
+        """Wait until at most ``low`` bytes of a QUIC stream of ours are unacknowledged."""
+        self._check_open()
+        future: asyncio.Future[None] = self.loop.create_future()
+        self._stream_waiters.setdefault(stream_id, []).append((low, future))
+        await future
+
+    async def _wait(self, waiters: deque[asyncio.Future[None]]) -> None:
+        self._check_open()
+        future: asyncio.Future[None] = self.loop.create_future()
+        waiters.append(future)
+        try:
+            await future
+        finally:
+            if future in waiters:
+                waiters.remove(future)
+
+    def _release_stream_waiters(self) -> None:
+        buffered = self.connection.engine.buffered
+        for stream_id in list(self._stream_waiters):
+            level = buffered(stream_id)
+            left = []
+            for low, future in self._stream_waiters[stream_id]:
+                if future.done():
+                    continue
+                if level <= low:
+                    future.set_result(None)
+                else:
+                    left.append((low, future))
+            if left:
+                self._stream_waiters[stream_id] = left
+            else:
+                del self._stream_waiters[stream_id]
+
+    def _check_open(self) -> None:
+        if self._ended is not None:
+            raise _copy(self._ended)
+
+    # Calls of ours.
+
+    def cancel_call(self, call_id: int) -> None:
+        """The caller gave up."""
+        if self._ended is None:
+            self.protocol.cancel_call(call_id)
+            self.connection.wake()
+
+    def call_finished(self, call_id: int) -> None:
+        """Forget a call; one that waited for a slot goes on."""
+        self.calls.pop(call_id, None)
+        if self._slot_waiters:
+            waiter = self._slot_waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _on_response(self, event: ev.ResponseReceived) -> None:
+        future = self.calls.get(event.call_id)
+        if future is None or future.done():
+            self.late_answers += 1
+        else:
+            future.set_result(event.payload)
+
+    def _on_error(self, event: ev.ErrorReceived) -> None:
+        details = None
+        if event.details:
+            try:
+                details = payloads.decode(event.details)
+            except Exception:
+                details = None
+        error = error_for(event.status, event.message, details=details)
+        future = self.calls.get(event.id)
+        if future is not None:
+            if not future.done():
+                future.set_exception(error)
+            return
+        sender = self.senders.get(event.id)
+        if sender is not None:
+            sender.refused(error)
+        else:
+            self.late_answers += 1
+
+    # Session.
+
+    def _on_hello(self, event: ev.HelloReceived) -> None:
+        self._hello_timer.cancel()
+        self.protocol.peer = event.hello
+        self.call_limit = event.hello.limits.calls
+        self.protocol.greeted = True
+        if not self._greeted.done():
+            self._greeted.set_result(None)
+
+    def _on_go_away(self, event: ev.GoAwayReceived) -> None:
+        self._going_away = event.message or "going away"
+        self._update_busy()
+
+    def _on_violation(self, event: ev.ProtocolViolation) -> None:
+        logger.warning("peer %s broke the protocol: %.256r", self.peer_addr, event.message)
+        self.close(Close.PROTOCOL_ERROR, event.message)
+
+    # Streams.
+
+    def _on_stream_accepted(self, event: ev.StreamAccepted) -> None:
+        sender = self.senders.get(event.alias)
+        if sender is not None:
+            sender.accepted(event.options)
+
+    def _on_media(self, event: ev.MediaReceived) -> None:
+        receiver = self.receivers.get(event.alias)
+        if receiver is not None:
+            receiver.deliver(event)
+        else:
+            self.dispatcher.unclaimed_packets += 1
+
+    def _on_stream_ended(self, event: ev.StreamEnded) -> None:
+        receiver = self.receivers.get(event.alias)
+        if receiver is not None:
+            receiver.ended(event.packets)
+
+    def _on_stream_aborted(self, event: ev.StreamAborted) -> None:
+        receiver = self.receivers.get(event.alias)
+        if receiver is not None:
+            receiver.aborted(event.code, event.message)
+        sender = self.senders.get(event.alias)
+        if sender is not None:
+            sender.stopped(event.code, event.message)
+
+    def _on_stream_flushed(self, event: ev.StreamFlushed) -> None:
+        receiver = self.receivers.get(event.alias)
+        if receiver is not None:
+            receiver.flushed(event.epoch)
+
+    def _on_stop_sending(self, event: en.StopSending) -> None:
+        self.connection.engine.reset_stream(event.stream_id, event.code)
+        for sender in list(self.senders.values()):
+            if sender.stream_id == event.stream_id:
+                sender.stopped(event.code, "")
+
+    # The end.
+
+    def _on_closed(self, event: en.Closed) -> None:
+        self._ended = error = closed_error(event)
+        self._hello_timer.cancel()
+        self.busy = True
+        for future in self.calls.values():
+            if not future.done():
+                future.set_exception(_copy(error))
+        for waiter in (*self._write_waiters, *self._slot_waiters):
+            if not waiter.done():
+                waiter.set_exception(_copy(error))
+        for entries in self._stream_waiters.values():
+            for _, future_ in entries:
+                if not future_.done():
+                    future_.set_exception(_copy(error))
+        self._stream_waiters.clear()
+        for sender in list(self.senders.values()):
+            sender.connection_lost(_copy(error))
+        for receiver in list(self.receivers.values()):
+            receiver.connection_lost(_copy(error))
+        self.senders.clear()
+        self.receivers.clear()
+        if not self._greeted.done():
+            self._greeted.set_exception(_copy(error))
+        self.dispatcher.connection_lost()
+        if not self._closed.done():
+            self._closed.set_result(None)
+
+    def refuse(self, call_id: int, status: Status, message: str) -> None:
+        """Answer a call or a stream with a status."""
+        self.protocol.fail_call(call_id, status, message)
+        self.connection.wake()
+
+
+def _copy(error: ConnectionClosed) -> ConnectionClosed:
+    """One exception object per waiter: each gets a traceback of its own."""
+    return ConnectionClosed(
+        str(error), code=error.code, reason=error.reason, by_peer=error.by_peer
+    )
+
+
+def _release(waiters: deque[asyncio.Future[None]]) -> None:
+    while waiters:
+        waiter = waiters.popleft()
+        if not waiter.done():
+            waiter.set_result(None)
+
+
+def _retrieve(future: asyncio.Future[None]) -> None:
+    """Nobody may be waiting when it fails; that is no error of its own."""
+    if not future.cancelled():
+        future.exception()

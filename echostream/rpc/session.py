@@ -1,0 +1,111 @@
+"""``Session``: one connected client, as its server sees it."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from echostream.codes import Close
+from echostream.rpc.caller import Caller
+from echostream.rpc.context import ServerContext, Store
+from echostream.rpc.peer import Peer
+
+__all__ = ["Session", "SessionStatistics", "peer_statistics"]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStatistics:
+    """A snapshot of one connection. Times in seconds, sizes in bytes.
+
+    ``calls_pending``: ours without an answer; ``calls_running``: handlers that run for the peer.
+    ``streams_out``, ``streams_in``: open media streams. ``queued``: waits here for room;
+    ``buffered``: handed to the transport and not acknowledged. ``tasks``: that serve the peer.
+    ``events_unclaimed``, ``packets_unclaimed``: nothing here wanted them. ``events_dropped``:
+    datagrams for a listener that was too slow. ``frames_oversize``, ``datagrams_bad``: refused.
+    ``expired``: not sent because ``max_age`` passed. ``datagrams_dropped``: by the transport.
+    """
+
+    smoothed_rtt: float
+    calls_pending: int
+    calls_running: int
+    calls_served: int
+    events_handled: int
+    streams_out: int
+    streams_in: int
+    tasks: int
+    queued: int
+    buffered: int
+    late_answers: int
+    events_unclaimed: int
+    events_dropped: int
+    packets_unclaimed: int
+    frames_oversize: int
+    datagrams_bad: int
+    datagrams_dropped: int
+    expired: int
+    packets_sent: int
+    packets_received: int
+    packets_lost: int
+
+
+def peer_statistics(peer: Peer) -> SessionStatistics:
+    """What a peer counts."""
+    info = peer.connection.engine.info()
+    dispatcher, inbox, outbox = peer.dispatcher, peer.protocol.inbox, peer.protocol.outbox
+    return SessionStatistics(
+        smoothed_rtt=info.smoothed_rtt,
+        calls_pending=len(peer.calls),
+        calls_running=dispatcher.running_calls,
+        calls_served=dispatcher.calls_served,
+        events_handled=dispatcher.events_handled,
+        streams_out=len(peer.senders),
+        streams_in=len(peer.receivers),
+        tasks=dispatcher.tasks,
+        queued=outbox.queued_bytes,
+        buffered=info.buffered,
+        late_answers=peer.late_answers,
+        events_unclaimed=dispatcher.unclaimed_events,
+        events_dropped=dispatcher.dropped_events,
+        packets_unclaimed=dispatcher.unclaimed_packets,
+        frames_oversize=inbox.oversize,
+        datagrams_bad=inbox.bad_datagrams,
+        datagrams_dropped=info.datagrams_dropped,
+        expired=outbox.expired,
+        packets_sent=info.packets_sent,
+        packets_received=info.packets_received,
+        packets_lost=info.packets_lost,
+    )
+
+
+class Session(Store, Caller):
+    """One client of a server: its values, and the way to call it. Lives as long as its connection.
+
+    ``id`` is unique and cannot be guessed.
+    """
+
+    def __init__(self, server_ctx: ServerContext) -> None:
+        super().__init__()
+        self.id = secrets.token_hex(16)
+        self._server_ctx = server_ctx
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id[:8]} {self.peer_addr}>"
+
+    @property
+    def peer_addr(self) -> tuple[str, int]:
+        """Host and port that the client's packets come from now."""
+        return self._peer.peer_addr
+
+    @property
+    def server_ctx(self) -> ServerContext:
+        """The server's context."""
+        return self._server_ctx
+
+    def statistics(self) -> SessionStatistics:
+        """A snapshot of the connection's counters."""
+        return peer_statistics(self._peer)
+
+    async def close(self, reason: str = "") -> None:
+        """Close the connection. Everything that waits on it ends with ``ConnectionClosed``."""
+        self._peer.close(Close.OK, reason)
+        await self._peer.wait_closed()

@@ -1,0 +1,186 @@
+"""``RpcServer``: listens, makes sessions, drains."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from typing import Self
+
+from echostream.builder import ServerBuilder, ServerConfig
+from echostream.codes import Close
+from echostream.errors import ConfigurationError, ConnectionClosed
+from echostream.hooks import run_hooks, run_hooks_until_error
+from echostream.rpc.context import ServerContext
+from echostream.rpc.peer import Peer
+from echostream.rpc.session import Session
+from echostream.transport.connection import Connection
+from echostream.transport.endpoint import Endpoint
+from echostream.transport.handler import ConnectionHandler
+from echostream.transport.identity import Identity
+from echostream.transport.quic.acceptor import QuicAcceptor
+
+__all__ = ["RpcServer"]
+
+logger = logging.getLogger("echostream.server")
+
+DRAIN_S = 5.0
+LINGER_S = 0.3
+
+
+class RpcServer:
+    """A server, made by :meth:`builder`. Start it with :meth:`run` or ``async with``, once."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._context = ServerContext(config.values)
+        self._endpoint: Endpoint | None = None
+        self._started = False
+        self._stopped: asyncio.Event | None = None
+        self._shutdown: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._identity: Identity | None = None
+
+    @staticmethod
+    def builder() -> ServerBuilder:
+        """Configure a server."""
+        return ServerBuilder()
+
+    @property
+    def context(self) -> ServerContext:
+        """The server's context."""
+        return self._context
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port where the server listens. Raises ``ConfigurationError`` before the start."""
+        if self._endpoint is None:
+            raise ConfigurationError("the server has no address before it was started")
+        return self._endpoint.address
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint that clients can pin. Known after the start."""
+        if self._identity is None:
+            raise ConfigurationError("the server has no identity before it was started")
+        return self._identity.fingerprint
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.shutdown()
+
+    async def start(self) -> None:
+        """Run the ``on_start`` hooks and listen. Raises ``ConfigurationError`` when the address is
+        taken."""
+        if self._started:
+            raise ConfigurationError("the server was started already: build another one")
+        self._started = True
+        self._stopped = asyncio.Event()
+        config = self._config
+        self._identity = config.identity or await asyncio.to_thread(Identity.self_signed)
+        await run_hooks_until_error(config.hooks.start, self._context)
+        acceptor = QuicAcceptor(
+            config.quic, self._identity.certificate_pem, self._identity.private_key_pem
+        )
+        self._endpoint = await Endpoint.bind(
+            config.address, acceptor=acceptor, on_connection=self._accept
+        )
+        logger.info("listening on %s port %d", *self._endpoint.address)
+
+    async def run(self) -> None:
+        """Serve until cancelled, or until SIGINT or SIGTERM; then drain."""
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        handled = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                loop.add_signal_handler(number, stop.set)
+                handled.append(number)
+            except (NotImplementedError, RuntimeError, ValueError):
+                break  # Windows, or not the main thread: cancelling still works
+        try:
+            async with self:
+                assert self._stopped is not None
+                waits = [
+                    asyncio.ensure_future(stop.wait()),
+                    asyncio.ensure_future(self._stopped.wait()),
+                ]
+                try:
+                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for wait in waits:
+                        wait.cancel()
+        finally:
+            for number in handled:
+                loop.remove_signal_handler(number)
+
+    async def shutdown(self, drain: float = DRAIN_S) -> None:
+        """Stop: no new calls, running ones finish within ``drain`` s, then connections are closed,
+        and ``on_disconnect`` and ``on_shutdown`` hooks run. Idempotent; a second caller waits for
+        the first."""
+        if not isinstance(drain, int | float) or drain < 0:
+            raise ConfigurationError(f"drain={drain!r} must be seconds, 0 or more")
+        if self._endpoint is None:
+            return
+        if self._shutdown is None:
+            self._shutdown = asyncio.create_task(self._shut_down(drain))
+        await asyncio.shield(self._shutdown)
+
+    async def _shut_down(self, drain: float) -> None:
+        assert self._endpoint is not None
+        assert self._stopped is not None
+        peers = [session._peer for session in self._context.sessions]
+        try:
+            if peers and drain:
+                await asyncio.gather(*(peer.drain(drain) for peer in peers))
+            await self._endpoint.close(Close.GOING_AWAY, "shutting down", linger=LINGER_S)
+            while self._tasks:
+                await asyncio.wait(tuple(self._tasks))
+            await run_hooks("on_shutdown", self._config.hooks.shutdown, self._context)
+        finally:
+            self._stopped.set()
+
+    def _accept(self, connection: Connection) -> ConnectionHandler:
+        session = Session(self._context)
+        peer = Peer(connection, self._config.limits, self._config.routes, session)
+        session._live_peer = peer
+        peer.greet()
+        task = asyncio.get_running_loop().create_task(self._serve(session, peer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return peer
+
+    async def _serve(self, session: Session, peer: Peer) -> None:
+        """One session from HELLO to the end."""
+        try:
+            await peer.wait_greeted()
+        except ConnectionClosed:
+            return
+        hooks = self._config.hooks
+        sessions = self._context._sessions
+        sessions[session.id] = session
+        try:
+            connecting = asyncio.ensure_future(run_hooks_until_error(hooks.connect, session))
+            closed = asyncio.ensure_future(peer.wait_closed())
+            await asyncio.wait((connecting, closed), return_when=asyncio.FIRST_COMPLETED)
+            if not connecting.done():
+                connecting.cancel()
+            try:
+                await connecting
+            except asyncio.CancelledError:
+                pass
+            except ConnectionClosed:
+                if peer.ended is None:
+                    raise
+            except Exception:
+                logger.exception("on_connect failed for %s, which is refused", peer.peer_addr)
+                peer.close(Close.INTERNAL_ERROR, "the server could not accept the session")
+            else:
+                peer.dispatcher.start()
+            await closed
+        finally:
+            sessions.pop(session.id, None)
+            await run_hooks("on_disconnect", hooks.disconnect, session)
