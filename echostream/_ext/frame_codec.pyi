@@ -8,7 +8,6 @@ __all__ = [
     "encode_clock",
     "encode_frame",
     "encode_media",
-    "scan_payload",
 ]
 
 def encode_frame(
@@ -34,12 +33,6 @@ def encode_media(
 ) -> bytes: ...
 def encode_clock(flags: int, exchange: int, t1: int, t2: int = 0, t3: int = 0) -> bytes: ...
 def decode_clock(data: bytes) -> tuple[int, int, int, int, int]: ...
-def scan_payload(
-    data: Buffer,
-    max_depth: int = 32,
-    max_items: int = 65_536,
-    exts: tuple[int, ...] = ...,
-) -> int: ...
 
 @final
 class FrameParser:

@@ -1,8 +1,8 @@
 """Frames: the numbers of the wire format, and the codec that is in use.
 
-The compiled codec is taken where it was built, its plain-Python twin elsewhere.
-``ECHOSTREAM_ACCEL=0`` in the environment takes the twin in any case; a test that wants one of
-them imports ``echostream._ext.frame_codec`` or ``echostream.protocol.frame_codec`` itself.
+The compiled modules are taken where they were built, their plain-Python twins elsewhere.
+``ECHOSTREAM_ACCEL=0`` in the environment takes the twins in any case; a test that wants one of
+them imports it from ``echostream._ext`` or ``echostream.protocol`` itself.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from echostream.protocol.frame_types import *  # noqa: F403
 from echostream.protocol.frame_types import __all__ as _numbers
 
 if TYPE_CHECKING:
-    from echostream._ext import frame_codec as codec
+    from echostream._ext import frame_codec, payload_scan
 elif os.environ.get("ECHOSTREAM_ACCEL") == "0":
-    from echostream.protocol import frame_codec as codec
+    from echostream.protocol import frame_codec, payload_scan
 else:
     try:
-        from echostream._ext import frame_codec as codec
+        from echostream._ext import frame_codec, payload_scan
     except ImportError:
-        from echostream.protocol import frame_codec as codec
+        from echostream.protocol import frame_codec, payload_scan
 
 __all__ = [
     "COMPILED",
@@ -34,12 +34,12 @@ __all__ = [
 ]
 __all__ += _numbers
 
-COMPILED: Final[bool] = codec.__name__ == "echostream._ext.frame_codec"
+COMPILED: Final[bool] = frame_codec.__name__ == "echostream._ext.frame_codec"
 """Whether the compiled codec is in use."""
 
-FrameParser = codec.FrameParser
-decode_clock = codec.decode_clock
-encode_clock = codec.encode_clock
-encode_frame = codec.encode_frame
-encode_media = codec.encode_media
-scan_payload = codec.scan_payload
+FrameParser = frame_codec.FrameParser
+decode_clock = frame_codec.decode_clock
+encode_clock = frame_codec.encode_clock
+encode_frame = frame_codec.encode_frame
+encode_media = frame_codec.encode_media
+scan_payload = payload_scan.scan_payload
