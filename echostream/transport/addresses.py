@@ -35,10 +35,8 @@ def parse_address(address: str | tuple[str, int]) -> tuple[str, int]:
             )
         port = int(port_text)
     else:
-        if not (
-            isinstance(address, tuple)
-            and [type(part) for part in address] == [str, int]  # a bool is no port
-        ):
+        given: object = address  # callers without a type checker are told, too
+        if not isinstance(given, tuple) or [type(part) for part in given] != [str, int]:
             raise ConfigurationError(
                 f"{address!r} is not an address: give 'host:port' or a tuple ('host', port)"
             )
