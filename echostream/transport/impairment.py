@@ -1,0 +1,168 @@
+"""What a network does to datagrams: one seeded model for the virtual network and the relay."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass
+
+__all__ = ["Impairer", "Impairment", "PathStatistics"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Impairment:
+    """Faults of one direction of a path. The default is a perfect one.
+
+    Probabilities are per datagram, from 0 to 1. ``burst_start`` and ``burst_end`` are the
+    probabilities with which a Gilbert-Elliott channel goes bad and good again; while it is bad,
+    it loses everything, so bursts last ``1 / burst_end`` datagrams on average.
+    """
+
+    delay: float = 0.0
+    """Seconds, one way."""
+    jitter: float = 0.0
+    """Seconds: the delay is uniform between ``delay - jitter`` and ``delay + jitter``. Datagrams
+    overtake each other when this is larger than the gap between them."""
+    loss: float = 0.0
+    burst_start: float = 0.0
+    burst_end: float = 0.3
+    duplicate: float = 0.0
+    corrupt: float = 0.0
+    """One bit is flipped."""
+    truncate: float = 0.0
+    """The end is cut off; at least one byte arrives."""
+    rate: float = 0.0
+    """Bytes per second; 0 is unlimited."""
+    queue: int = 1000
+    """Datagrams that wait for the rate; what comes on top is lost."""
+    mtu: int = 65535
+    """Larger datagrams vanish (a path MTU black hole)."""
+    blackhole: bool = False
+    """Everything vanishes."""
+
+    def __post_init__(self) -> None:
+        for name in ("loss", "burst_start", "burst_end", "duplicate", "corrupt", "truncate"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is a probability: {getattr(self, name)!r}")
+        for name in ("delay", "jitter", "rate", "queue", "mtu"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} cannot be negative: {getattr(self, name)!r}")
+
+    @property
+    def perfect(self) -> bool:
+        """Whether nothing happens to a datagram, and it takes no time."""
+        return self == _PERFECT
+
+
+_PERFECT = Impairment()
+
+
+@dataclass(frozen=True, slots=True)
+class PathStatistics:
+    """What happened to the datagrams of one direction so far."""
+
+    received: int
+    delivered: int
+    """Includes duplicates, and what is still on its way."""
+    lost: int
+    overflowed: int
+    """Of those lost: dropped by a full queue."""
+    duplicated: int
+    corrupted: int
+    truncated: int
+
+
+class Impairer:
+    """The state of one direction. ``impairment`` may be set at any time.
+
+    The same seed, sizes and times give the same fate to every datagram.
+    """
+
+    def __init__(self, impairment: Impairment, seed: int | str) -> None:
+        self.impairment = impairment
+        self._random = random.Random(seed)
+        self._bad = False
+        self._free_at = 0.0
+        self._waiting: deque[float] = deque()  # when each of those in the queue leaves it
+        self._received = self._delivered = self._lost = self._overflowed = 0
+        self._duplicated = self._corrupted = self._truncated = 0
+
+    def statistics(self) -> PathStatistics:
+        """A snapshot of the counters."""
+        return PathStatistics(
+            received=self._received,
+            delivered=self._delivered,
+            lost=self._lost,
+            overflowed=self._overflowed,
+            duplicated=self._duplicated,
+            corrupted=self._corrupted,
+            truncated=self._truncated,
+        )
+
+    def datagram(self, data: bytes, now: float) -> list[tuple[float, bytes]]:
+        """When, and as what, a datagram sent now arrives: once, twice, or never."""
+        fault, chance = self.impairment, self._random.random
+        arrival = self.arrival(len(data), now)
+        if arrival is None:
+            return []
+        if fault.corrupt and data and chance() < fault.corrupt:
+            self._corrupted += 1
+            position = self._random.randrange(8 * len(data))
+            flipped = bytearray(data)
+            flipped[position // 8] ^= 1 << position % 8
+            data = bytes(flipped)
+        if fault.truncate and len(data) > 1 and chance() < fault.truncate:
+            self._truncated += 1
+            data = data[: self._random.randrange(1, len(data))]
+        arrivals = [(arrival, data)]
+        if fault.duplicate and chance() < fault.duplicate:
+            self._duplicated += 1
+            self._delivered += 1
+            arrivals.append((self._free_or(now) + self._delay(), data))
+        return arrivals
+
+    def arrival(self, size: int, now: float, *, bounded: bool = True) -> float | None:
+        """When ``size`` bytes sent now arrive, or ``None`` if they are lost. What a damaged
+        datagram means is the caller's business. Unless ``bounded``, the queue has no end."""
+        fault = self.impairment
+        self._received += 1
+        if fault.burst_start or self._bad:
+            edge = fault.burst_end if self._bad else fault.burst_start
+            self._bad ^= self._random.random() < edge
+        if (
+            fault.blackhole
+            or self._bad
+            or size > fault.mtu
+            or (fault.loss and self._random.random() < fault.loss)
+        ):
+            self._lost += 1
+            return None
+        if fault.rate:
+            while self._waiting and self._waiting[0] <= now:
+                self._waiting.popleft()
+            if bounded and len(self._waiting) > fault.queue:  # the first of them is being sent
+                self._lost += 1
+                self._overflowed += 1
+                return None
+            self._free_at = max(now, self._free_at) + size / fault.rate
+            self._waiting.append(self._free_at)
+        self._delivered += 1
+        return self._free_or(now) + self._delay()
+
+    def segment(self, size: int, now: float, *, bounded: bool = True) -> float | None:
+        """When a packet with a checksum arrives: a damaged one is a lost one."""
+        arrival = self.arrival(size, now, bounded=bounded)
+        fault = self.impairment
+        if arrival is None or not (fault.corrupt or fault.truncate):
+            return arrival
+        damaged = 1.0 - (1.0 - fault.corrupt) * (1.0 - fault.truncate)
+        return None if self._random.random() < damaged else arrival
+
+    def _free_or(self, now: float) -> float:
+        return max(now, self._free_at) if self.impairment.rate else now
+
+    def _delay(self) -> float:
+        fault = self.impairment
+        if not fault.jitter:
+            return fault.delay
+        return max(0.0, fault.delay + self._random.uniform(-fault.jitter, fault.jitter))
