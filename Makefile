@@ -6,7 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(wildcard ext/*.pyx ext/*.pxd echostream/_ext/*.pxd)
 
-.PHONY: help setup demo test lint types check bench-smoke wheel clean FORCE
+.PHONY: help setup demo test lint types check wheel clean FORCE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -16,7 +16,7 @@ help: ## what there is
 setup: $(VENV)/built ## .venv with everything, extensions compiled in place
 
 demo: setup ## two programs, calls, events and a synchronised audio stream
-	@$(RUN) -m echostream.cli demo
+	@$(VENV)/bin/echostream demo
 
 test: lint types check ## everything that has to pass: lint, types, tests
 
