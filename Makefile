@@ -1,0 +1,87 @@
+# The verbs of the project. `make demo` and `make test` set everything up by themselves: they need
+# Python >= 3.11 with its headers, a C compiler, make and git, and nothing else.
+
+PYTHON ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+SOURCES := $(wildcard ext/*.pyx ext/*.pxd echostream/_ext/*.pxd)
+
+.PHONY: help setup demo test lint types check wheel clean FORCE
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help: ## what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: $(VENV)/built ## .venv with everything, extensions compiled in place
+
+demo: setup ## two programs, calls, events and a synchronised audio stream
+	@$(VENV)/bin/echostream demo
+
+test: lint types check ## everything that has to pass: lint, types, tests
+
+lint: setup ## ruff
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: setup ## mypy --strict
+	$(RUN) -m mypy
+
+check: setup ## the tests alone
+	$(RUN) -m pytest
+
+wheel: setup ## sdist and, from it, wheel, in dist/
+	$(RUN) -m build --no-isolation --outdir dist
+
+clean: ## remove .venv and whatever was built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f echostream/_ext/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- set-up, in three steps that each leave a stamp: interpreter, dependencies, compiled code ---
+
+# A .venv that was copied or moved together with the tree points at the old place: make it anew.
+ifneq ($(shell cat $(VENV)/made 2>/dev/null),$(CURDIR))
+$(VENV)/made: FORCE
+endif
+
+# Candidates are run, not only looked up: a version manager's shim may exist and not work.
+USABLE := import ensurepip, os, sys, sysconfig, venv; \
+sys.exit(not (sys.version_info >= (3, 11) and \
+os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))))
+
+$(VENV)/made:
+	@for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do \
+	    for path in $$(which -a $$python 2>/dev/null); do \
+	        if $$path -c '$(USABLE)' 2>/dev/null; then found=$$path; break 2; fi; \
+	    done; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo "EchoStream needs Python >= 3.11 with the venv module and its C headers" \
+	         "(Debian: python3-dev python3-venv)." >&2; \
+	    echo "None was found as: $(or $(PYTHON),python3.13 python3.12 python3.11 python3)." \
+	         "Name one: make PYTHON=/path/to/python3" >&2; \
+	    exit 1; \
+	fi; \
+	echo "Setting up $(VENV) with $$found ($$($$found -V)); the first time takes a minute or two."; \
+	rm -rf $(VENV) && $$found -m venv $(VENV)
+	@printf '%s' '$(CURDIR)' > $@
+
+BUILD_REQUIRES := import tomllib; \
+print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
+
+# The build's own requirements first: what compiles here is then what compiles in every later step.
+$(VENV)/installed: $(VENV)/made pyproject.toml
+	@$(RUN) -c '$(BUILD_REQUIRES)' > $(VENV)/build-requires.txt
+	@$(RUN) -m pip install -q --disable-pip-version-check -r $(VENV)/build-requires.txt
+	@$(RUN) -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]'
+	@touch $@
+
+MISSING := $(strip $(foreach source,$(wildcard ext/*.pyx),\
+$(if $(wildcard echostream/_ext/$(basename $(notdir $(source))).*.so),,$(source))))
+
+$(VENV)/built: $(VENV)/installed setup.py $(SOURCES) $(if $(MISSING),FORCE)
+	@$(RUN) setup.py -q build_ext --inplace $(if $(filter setup.py,$?),--force)
+	@touch $@
+
+FORCE:
