@@ -97,8 +97,8 @@ class AudioFrame:
 
     def __post_init__(self) -> None:
         samples, fmt = self.samples, self.format
-        if not isinstance(samples, np.ndarray) or samples.dtype != fmt.dtype:
-            kind = getattr(samples, "dtype", type(samples).__name__)
+        kind = getattr(samples, "dtype", type(samples).__name__)
+        if kind != fmt.dtype:
             raise ConfigurationError(
                 f"samples are {kind}, the format says {fmt.sample_type}; "
                 f"convert them or change AudioFormat(sample_type=...)"
@@ -151,7 +151,8 @@ class AudioFrame:
     def to_buffer(self) -> memoryview:
         """The same as :meth:`to_bytes`, without a copy where memory has that layout already."""
         wire = np.ascontiguousarray(self.samples, _WIRE[self.format.sample_type])
-        return memoryview(wire.reshape(-1).view(np.uint8))
+        view: memoryview = wire.reshape(-1).view(np.uint8).data
+        return view
 
     def as_float32(self) -> NDArray[np.float32]:
         """The samples as float32 in [-1, 1]; the frame's own array if it is float32 already."""
