@@ -1,0 +1,89 @@
+"""The inner sums of the audio kernels, four floats at a time. Header only.
+
+A compiler may not reorder a float sum, so that a plain loop stays scalar without -ffast-math. The
+partial sums are spelled out with the vector extension of gcc and clang, which every target
+of theirs lowers to its own registers; other compilers get the plain loop.
+"""
+
+cdef extern from * nogil:
+    """
+    #ifndef ECHOSTREAM_VECTOR
+    #define ECHOSTREAM_VECTOR
+    #include <stddef.h>
+
+    #if defined(__GNUC__)
+    typedef float es_f4 __attribute__((vector_size(16), aligned(4), may_alias));
+    #define ES_F4(p) (*(const es_f4 *)(p))
+    static inline float es_sum4(es_f4 v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+    #endif
+
+    /* sum of a[i] * b[i] */
+    static inline float es_dot(const float *a, const float *b, ptrdiff_t n)
+    {
+        ptrdiff_t i = 0;
+        float sum = 0.0f;
+    #if defined(__GNUC__)
+        es_f4 s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
+        for (; i + 16 <= n; i += 16) {
+            s0 += ES_F4(a + i) * ES_F4(b + i);
+            s1 += ES_F4(a + i + 4) * ES_F4(b + i + 4);
+            s2 += ES_F4(a + i + 8) * ES_F4(b + i + 8);
+            s3 += ES_F4(a + i + 12) * ES_F4(b + i + 12);
+        }
+        sum = es_sum4((s0 + s1) + (s2 + s3));
+    #endif
+        for (; i < n; i++) sum += a[i] * b[i];
+        return sum;
+    }
+
+    /* sum of (row[i] + t * slope[i]) * x[i]; n is a multiple of 8 */
+    static inline float es_filter(const float *row, const float *slope, float t,
+                                  const float *x, ptrdiff_t n)
+    {
+        ptrdiff_t i;
+    #if defined(__GNUC__)
+        es_f4 s0 = {0}, s1 = {0}, tt = {t, t, t, t};
+        for (i = 0; i < n; i += 8) {
+            s0 += (ES_F4(row + i) + tt * ES_F4(slope + i)) * ES_F4(x + i);
+            s1 += (ES_F4(row + i + 4) + tt * ES_F4(slope + i + 4)) * ES_F4(x + i + 4);
+        }
+        return es_sum4(s0 + s1);
+    #else
+        float sum = 0.0f;
+        for (i = 0; i < n; i++) sum += (row[i] + t * slope[i]) * x[i];
+        return sum;
+    #endif
+    }
+
+    /* the same filter over x and y at once: out[0] and out[1] */
+    static inline void es_filter_two(const float *row, const float *slope, float t, const float *x,
+                                     const float *y, ptrdiff_t n, float *out)
+    {
+    #if defined(__GNUC__)
+        ptrdiff_t i;
+        es_f4 a0 = {0}, a1 = {0}, b0 = {0}, b1 = {0}, tt = {t, t, t, t}, c;
+        for (i = 0; i < n; i += 8) {
+            c = ES_F4(row + i) + tt * ES_F4(slope + i);
+            a0 += c * ES_F4(x + i);
+            b0 += c * ES_F4(y + i);
+            c = ES_F4(row + i + 4) + tt * ES_F4(slope + i + 4);
+            a1 += c * ES_F4(x + i + 4);
+            b1 += c * ES_F4(y + i + 4);
+        }
+        out[0] = es_sum4(a0 + a1);
+        out[1] = es_sum4(b0 + b1);
+    #else
+        out[0] = es_filter(row, slope, t, x, n);
+        out[1] = es_filter(row, slope, t, y, n);
+    #endif
+    }
+    #endif
+    """
+    float es_dot(const float* a, const float* b, Py_ssize_t n) noexcept
+    float es_filter(
+        const float* row, const float* slope, float t, const float* x, Py_ssize_t n
+    ) noexcept
+    void es_filter_two(
+        const float* row, const float* slope, float t, const float* x, const float* y,
+        Py_ssize_t n, float* out
+    ) noexcept
