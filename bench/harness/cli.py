@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             }
         ),
     )
+    facts = machine_facts()
     try:
         cells, failures = asyncio.run(_run_until_signalled(plan))
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for failure in failures:
         _note(f"failed: {failure}")
     command = shlex.join(["python", "-m", "bench.harness", *arguments])
-    report = Report(command, machine_facts(), cells, options.references, missing, failures)
+    report = Report(command, facts, cells, options.references, missing, failures)
     if options.json:
         print(json.dumps(report.as_json(), indent=1))
     else:

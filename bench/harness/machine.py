@@ -15,12 +15,15 @@ _PACKAGES = ("aioquic", "qh3", "grpcio", "msgpack", "uvloop", "eclipse-zenoh")
 
 
 def machine_facts() -> dict[str, str]:
-    """Cores, interpreter, kernel and the versions of what takes part."""
+    """Cores, interpreter, kernel, load of the last minute (take it before the run: it is that of
+    others), and the versions of what takes part."""
     facts = {
         "cores": str(os.cpu_count()),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
+    if hasattr(os, "getloadavg"):
+        facts["load"] = f"{os.getloadavg()[0]:.1f}"
     for name in _PACKAGES:
         try:
             facts[name] = version(name)

@@ -57,7 +57,7 @@ class Child:
             )
         return self
 
-    async def ask(self, op: str, /, timeout: float = 60.0, **arguments: float | str) -> Result:
+    async def ask(self, op: str, /, timeout: float = 30.0, **arguments: float | str) -> Result:
         """Run one operation in the child."""
         process = self._process
         assert process is not None
@@ -68,8 +68,10 @@ class Child:
             await process.stdin.drain()
             async with asyncio.timeout(timeout):
                 line = await process.stdout.readline()
-        except (TimeoutError, ConnectionError) as error:
-            raise self._failed(op, repr(error)) from error
+        except TimeoutError as error:
+            raise self._failed(op, f"no answer within {timeout:.0f} s") from error
+        except ConnectionError as error:
+            raise self._failed(op, "the process is gone") from error
         if not line:
             raise self._failed(op, "the process ended")
         reply = json.loads(line)

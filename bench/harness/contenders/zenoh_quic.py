@@ -16,6 +16,7 @@ from bench.harness.contract import HOST, Certificate, Client, Connection, Server
 
 __all__ = ["client", "server"]
 
+_MATCH_S = 5.0
 _ECHO, _EVENTS = "bench/echo", "bench/events"
 
 
@@ -90,7 +91,9 @@ class _Client(Client):
         session = await asyncio.to_thread(
             zenoh.open, _configuration("client", **self._tls, **endpoints)
         )
-        return _Connection(session)
+        connection = _Connection(session)
+        await connection.matched()
+        return connection
 
     async def close(self) -> None:
         pass
@@ -107,6 +110,14 @@ class _Connection(Connection):
         self._publisher = session.declare_publisher(
             _EVENTS, congestion_control=zenoh.CongestionControl.BLOCK
         )
+
+    async def matched(self) -> None:
+        """Wait until the server's declarations are here: what is asked before is not answered."""
+        async with asyncio.timeout(_MATCH_S):
+            while not (  # noqa: ASYNC110 - zenoh's listener would come on a thread of its own
+                self._querier.matching_status.matching and self._publisher.matching_status.matching
+            ):
+                await asyncio.sleep(0.0005)
 
     async def call(self, payload: bytes) -> bytes:
         answered: asyncio.Future[bytes] = self._loop.create_future()
