@@ -8,10 +8,11 @@ beside every figure. Non-goals: absolute records, networks other than loopback.
 Floors, imports go down only::
 
     cli                                 arguments, what is printed and written
-    run, report                         round robin and statistics; tables, JSON, README
+    run, measure, report                round robin; one measurement; statistics and table
     processes, machine, certificate     children and their ends; facts; a throw-away CA
     child                               one server or client process
     load, scenarios                     what is measured
+    registry                            who takes part, in what
     contenders/*                        one file per stack, on the floor of
     contract                            what a stack must be able to do
 """
