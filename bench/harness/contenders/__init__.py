@@ -1,0 +1,1 @@
+"""One file per stack. Imported in the child process of that stack only."""
