@@ -108,7 +108,7 @@ class _Builder:
         return self
 
     def on_connect(self, function: Hook) -> Self:
-        """Run when a connection stands, before any handler. If it raises, the connection is closed."""
+        """Run when a connection stands, before any handler. If it raises, it is closed."""
         return self._hook("connect", function)
 
     def on_disconnect(self, function: Hook) -> Self:
@@ -116,7 +116,7 @@ class _Builder:
         return self._hook("disconnect", function)
 
     def limits(self, **limits: int) -> Self:
-        """What this side accepts: ``message_size``, ``nesting``, ``items``, ``calls``, ``streams``."""
+        """What this side accepts; the names are the fields of ``Limits``."""
         known = [f.name for f in fields(Limits)]
         for name in limits:
             if name not in known:
@@ -197,14 +197,12 @@ class ServerBuilder(_Builder):
         self._identity = identity
         return self
 
-    def tls(
-        self, certificate: str | os.PathLike[str], private_key: str | os.PathLike[str]
-    ) -> Self:
+    def tls(self, certificate: str | os.PathLike[str], private_key: str | os.PathLike[str]) -> Self:
         """Who the server is, from a certificate chain and a key in PEM files."""
         return self.identity(Identity.from_pem(certificate, private_key))
 
     def on_start(self, function: Hook) -> Self:
-        """Run with the ``ServerContext`` before the server listens. If it raises, the start fails."""
+        """Run with the ``ServerContext`` before the server listens; an error fails the start."""
         return self._hook("start", function)
 
     def on_shutdown(self, function: Hook) -> Self:
@@ -240,7 +238,11 @@ class ClientBuilder(_Builder):
         self._timeout = 10.0
 
     def connect(
-        self, address: str | tuple[str, int], *, timeout: float = 10.0, server_name: str | None = None
+        self,
+        address: str | tuple[str, int],
+        *,
+        timeout: float = 10.0,
+        server_name: str | None = None,
     ) -> Self:
         """Where the server is, how long connecting may take (s), and the name in its certificate
         where that is not the host."""
@@ -263,7 +265,9 @@ class ClientBuilder(_Builder):
         known = [f.name for f in fields(Trust)]
         for name in trust:
             if name not in known:
-                raise ConfigurationError(f"unknown trust option {name!r}; known: {', '.join(known)}")
+                raise ConfigurationError(
+                    f"unknown trust option {name!r}; known: {', '.join(known)}"
+                )
         Trust(**self._trust | trust)
         self._trust |= trust
         return self
@@ -277,9 +281,7 @@ class ClientBuilder(_Builder):
         from echostream.client import Connecting
 
         if self._address is None:
-            raise ConfigurationError(
-                "the client has no server: add .connect('127.0.0.1:5000')"
-            )
+            raise ConfigurationError("the client has no server: add .connect('127.0.0.1:5000')")
         return Connecting(
             ClientConfig(
                 address=self._address,
@@ -289,5 +291,3 @@ class ClientBuilder(_Builder):
                 **self._common(),
             )
         )
-
-

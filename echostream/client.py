@@ -79,8 +79,8 @@ class RpcClient(Caller):
     ) -> Connecting:
         """Connect to a server: ``await`` the result, or ``async with`` it.
 
-        ``trust``: ``fingerprint=``, ``ca=``, ``known_hosts=`` or ``insecure=True``. Without any, the
-        server's key is checked against the known hosts, a public name against the system's
+        ``trust``: ``fingerprint=``, ``ca=``, ``known_hosts=`` or ``insecure=True``. Without any,
+        the server's key is checked against the known hosts, a public name against the system's
         authorities, and a private address is trusted on first use and remembered.
 
         Raises ``ConnectionClosed`` when nobody answers within ``timeout`` s (it says what was
@@ -145,6 +145,10 @@ class RpcClient(Caller):
         await run_hooks("on_disconnect", self._config.hooks.disconnect, self._context)
 
     async def _handshake(self) -> Peer:
+        return await self._greet(await self._verified())
+
+    async def _verified(self) -> Connection:
+        """A connection to a server that is who it should be."""
         config = self._config
         host, port = config.address
         plan = await asyncio.to_thread(config.trust.plan, config.server_name or host, port, host)
@@ -153,11 +157,13 @@ class RpcClient(Caller):
             completed = await connection.wait_connected()
             await asyncio.to_thread(plan.accept, completed.certificate)
         except BaseException as exc:
-            connection.close(
-                Close.IDENTITY_REFUSED if isinstance(exc, IdentityError) else Close.OK
-            )
+            connection.close(Close.IDENTITY_REFUSED if isinstance(exc, IdentityError) else Close.OK)
             raise
-        peer = Peer(connection, config.limits, config.routes, self._context)
+        return connection
+
+    async def _greet(self, connection: Connection) -> Peer:
+        """Exchange HELLO."""
+        peer = Peer(connection, self._config.limits, self._config.routes, self._context)
         connection.attach(peer)
         peer.greet()
         try:
@@ -174,7 +180,12 @@ class RpcClient(Caller):
             return await dial(
                 host,
                 port,
-                lambda: client_engine(config.quic, plan.server_name, plan.authorities),
+                lambda: client_engine(
+                    config.quic,
+                    server_name=plan.server_name,
+                    ca_data=None if plan.authorities is None else plan.authorities.pem,
+                    verify=plan.authorities is not None,
+                ),
                 timeout=config.timeout,
             )
         except ConnectionClosed as exc:

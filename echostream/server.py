@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from typing import Self
+from typing import Protocol, Self
 
 from echostream.builder import ServerBuilder, ServerConfig
 from echostream.codes import Close
@@ -28,13 +28,24 @@ DRAIN_S = 5.0
 LINGER_S = 0.3
 
 
+class Listener(Protocol):
+    """Where connections come from: an endpoint, or a test's memory."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it is bound."""
+
+    async def close(self, code: int = 0, reason: str = "", *, linger: float = 0.0) -> None:
+        """Close every connection, and stop."""
+
+
 class RpcServer:
     """A server, made by :meth:`builder`. Start it with :meth:`run` or ``async with``, once."""
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._context = ServerContext(config.values)
-        self._endpoint: Endpoint | None = None
+        self._listener: Listener | None = None
         self._started = False
         self._stopped: asyncio.Event | None = None
         self._shutdown: asyncio.Task[None] | None = None
@@ -53,10 +64,10 @@ class RpcServer:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port where the server listens. Raises ``ConfigurationError`` before the start."""
-        if self._endpoint is None:
+        """Host and port where the server listens; ``ConfigurationError`` before the start."""
+        if self._listener is None:
             raise ConfigurationError("the server has no address before it was started")
-        return self._endpoint.address
+        return self._listener.address
 
     @property
     def fingerprint(self) -> str:
@@ -80,15 +91,16 @@ class RpcServer:
         self._started = True
         self._stopped = asyncio.Event()
         config = self._config
-        self._identity = config.identity or await asyncio.to_thread(Identity.self_signed)
         await run_hooks_until_error(config.hooks.start, self._context)
-        acceptor = QuicAcceptor(
-            config.quic, self._identity.certificate_pem, self._identity.private_key_pem
-        )
-        self._endpoint = await Endpoint.bind(
-            config.address, acceptor=acceptor, on_connection=self._accept
-        )
-        logger.info("listening on %s port %d", *self._endpoint.address)
+        self._listener = await self._listen()
+        logger.info("listening on %s port %d", *self._listener.address)
+
+    async def _listen(self) -> Listener:
+        config = self._config
+        identity = config.identity or await asyncio.to_thread(Identity.self_signed)
+        self._identity = identity
+        acceptor = QuicAcceptor(config.quic, identity.certificate_pem, identity.private_key_pem)
+        return await Endpoint.bind(config.address, acceptor=acceptor, on_connection=self._accept)
 
     async def run(self) -> None:
         """Serve until cancelled, or until SIGINT or SIGTERM; then drain."""
@@ -123,20 +135,20 @@ class RpcServer:
         the first."""
         if not isinstance(drain, int | float) or drain < 0:
             raise ConfigurationError(f"drain={drain!r} must be seconds, 0 or more")
-        if self._endpoint is None:
+        if self._listener is None:
             return
         if self._shutdown is None:
             self._shutdown = asyncio.create_task(self._shut_down(drain))
         await asyncio.shield(self._shutdown)
 
     async def _shut_down(self, drain: float) -> None:
-        assert self._endpoint is not None
+        assert self._listener is not None
         assert self._stopped is not None
         peers = [session._peer for session in self._context.sessions]
         try:
             if peers and drain:
                 await asyncio.gather(*(peer.drain(drain) for peer in peers))
-            await self._endpoint.close(Close.GOING_AWAY, "shutting down", linger=LINGER_S)
+            await self._listener.close(Close.GOING_AWAY, "shutting down", linger=LINGER_S)
             while self._tasks:
                 await asyncio.wait(tuple(self._tasks))
             await run_hooks("on_shutdown", self._config.hooks.shutdown, self._context)

@@ -10,17 +10,27 @@ from enum import IntEnum
 from typing import Final
 
 __all__ = [
+    "CANCEL",
+    "CLOCK",
     "CLOCK_REPLY",
     "CLOCK_REPLY_REQUEST",
     "CLOCK_REQUEST",
+    "CREDIT",
     "DEFAULT_PRIORITY",
     "END",
+    "ERROR",
+    "EVENT",
+    "EVENT_ACK",
     "EXTENSION",
     "FIELD_ALLOWANCE",
+    "GOAWAY",
+    "HELLO",
+    "ITEM",
     "MARK",
     "MAX_METADATA",
     "MAX_NAME",
     "MAX_VARINT",
+    "MEDIA",
     "MEDIA_CAPTURE_TS",
     "MEDIA_DTX",
     "MEDIA_END",
@@ -31,6 +41,14 @@ __all__ = [
     "NAME",
     "NUMBER",
     "PRIORITY",
+    "REQUEST",
+    "RESPONSE",
+    "RESUME",
+    "STREAM_ABORT",
+    "STREAM_ACCEPT",
+    "STREAM_END",
+    "STREAM_FLUSH",
+    "STREAM_OPEN",
     "TIME",
     "FrameType",
 ]
@@ -58,6 +76,26 @@ class FrameType(IntEnum):
     MEDIA = 0x40
     CLOCK = 0x41
 
+
+# The same as bare integers, for the paths that every frame takes.
+HELLO: Final = int(FrameType.HELLO)
+GOAWAY: Final = int(FrameType.GOAWAY)
+CREDIT: Final = int(FrameType.CREDIT)
+RESUME: Final = int(FrameType.RESUME)
+REQUEST: Final = int(FrameType.REQUEST)
+RESPONSE: Final = int(FrameType.RESPONSE)
+ERROR: Final = int(FrameType.ERROR)
+CANCEL: Final = int(FrameType.CANCEL)
+ITEM: Final = int(FrameType.ITEM)
+EVENT: Final = int(FrameType.EVENT)
+EVENT_ACK: Final = int(FrameType.EVENT_ACK)
+STREAM_OPEN: Final = int(FrameType.STREAM_OPEN)
+STREAM_ACCEPT: Final = int(FrameType.STREAM_ACCEPT)
+STREAM_END: Final = int(FrameType.STREAM_END)
+STREAM_ABORT: Final = int(FrameType.STREAM_ABORT)
+STREAM_FLUSH: Final = int(FrameType.STREAM_FLUSH)
+MEDIA: Final = int(FrameType.MEDIA)
+CLOCK: Final = int(FrameType.CLOCK)
 
 # Flags of a general frame. The first six announce a field and are set by the encoder.
 NAME: Final = 0x01

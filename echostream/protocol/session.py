@@ -87,7 +87,9 @@ class ProtocolSession:
             self.check_size(payload, "the result")
         self.outbox.call(encode_frame(frames.RESPONSE, call_id, payload, frames.END), priority)
 
-    def fail_call(self, call_id: int, status: Status | int, message: str, details: bytes = b"") -> None:
+    def fail_call(
+        self, call_id: int, status: Status | int, message: str, details: bytes = b""
+    ) -> None:
         """Answer a call, or refuse a stream, with a status."""
         self.outbox.call(
             encode_frame(
@@ -151,9 +153,7 @@ class ProtocolSession:
 
     def end_media(self, alias: int, stream_id: int, packets: int) -> None:
         """End a stream of ours cleanly."""
-        frame = encode_frame(
-            frames.STREAM_END, alias, b"", frames.END, None, None, -1, packets
-        )
+        frame = encode_frame(frames.STREAM_END, alias, b"", frames.END, None, None, -1, packets)
         if stream_id < 0:
             self.outbox.call(frame)
         else:
@@ -162,9 +162,7 @@ class ProtocolSession:
     def abort_media(self, alias: int, stream_id: int, code: int, message: str = "") -> None:
         """Give up a stream: ours (``stream_id`` is its QUIC stream) or the peer's (-1)."""
         self.outbox.call(
-            encode_frame(
-                frames.STREAM_ABORT, alias, b"", 0, clip(message) or None, None, -1, code
-            )
+            encode_frame(frames.STREAM_ABORT, alias, b"", 0, clip(message) or None, None, -1, code)
         )
         if stream_id >= 0:
             self._carrier.reset_stream(stream_id, code)

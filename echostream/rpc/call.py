@@ -56,9 +56,11 @@ def encode_metadata(metadata: Metadata | None) -> bytes | None:
     return data
 
 
-_decode = payloads.decoder(dict[str, str | bytes])
-
-
 def decode_metadata(data: bytes | None) -> Metadata:
     """Metadata from the wire."""
-    return {} if data is None else _decode(data)
+    if data is None:
+        return {}
+    found = payloads.decode(data)
+    if not isinstance(found, dict) or not all(isinstance(v, str | bytes) for v in found.values()):
+        raise InvalidPayload("metadata must map str to str or bytes")
+    return found

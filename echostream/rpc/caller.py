@@ -188,7 +188,7 @@ class Caller:
         """Open a stream to the stream handler ``name`` of the other side: await the result, or go
         on building it.
 
-        With ``format`` it carries audio (arrays of shape ``(frames, channels)``, or ``AudioFrame``),
+        With ``format`` it carries audio (arrays of shape ``(frames, channels)``, ``AudioFrame``),
         without it bytes. ``reliable``: everything arrives in order, and ``send`` waits for a reader
         that is slow. ``realtime``: DATAGRAMs, never late behind a lost packet. ``max_age``
         (realtime): a packet that waited longer in the queue is dropped and counted.

@@ -48,9 +48,7 @@ class Store:
                 raise KeyError(f"{key!r} is not set here (set: {known})")
             return default
         if type is not None and not isinstance(value, type):
-            raise TypeError(
-                f"{key!r} holds {value.__class__.__name__}, asked for {type.__name__}"
-            )
+            raise TypeError(f"{key!r} holds {value.__class__.__name__}, asked for {type.__name__}")
         return value
 
 

@@ -129,9 +129,7 @@ class Dispatcher:
         route = self._routes.handlers.get(event.method)
         if route is None:
             hint = self._routes.handlers.suggestion(event.method)
-            peer.refuse(
-                call_id, Status.UNIMPLEMENTED, f"no handler {event.method[:128]!r}{hint}"
-            )
+            peer.refuse(call_id, Status.UNIMPLEMENTED, f"no handler {event.method[:128]!r}{hint}")
             return
         if len(self._calls) >= self._max_calls:
             peer.refuse(
@@ -179,7 +177,9 @@ class Dispatcher:
     def _stop(self, call_id: int) -> bool:
         """Cancel a call; ``False`` when it had not begun, and its coroutine will never run."""
         task = self._calls[call_id]
-        begun = inspect.getcoroutinestate(task.get_coro()) != inspect.CORO_CREATED
+        coroutine = task.get_coro()
+        assert inspect.iscoroutine(coroutine)
+        begun = inspect.getcoroutinestate(coroutine) != inspect.CORO_CREATED
         if not begun:
             del self._calls[call_id]
         task.cancel()
@@ -354,9 +354,7 @@ class Dispatcher:
             return
         self._early.append(event)
 
-    def _own(
-        self, coroutine: Coroutine[Any, Any, None], group: set[asyncio.Task[None]]
-    ) -> None:
+    def _own(self, coroutine: Coroutine[Any, Any, None], group: set[asyncio.Task[None]]) -> None:
         task = self._peer.loop.create_task(coroutine)
         group.add(task)
 

@@ -153,14 +153,10 @@ class Peer:
         """Write what is queued; let those go on who waited for space."""
         outbox = self.protocol.outbox
         outbox.flush(now)
-        for sender in self.senders.values():
-            sender.expire(now)
         if self._stream_waiters:
             self._release_stream_waiters()
         self._update_busy()
-        if self._write_waiters and (
-            not self.busy or (self._draining and outbox.idle)
-        ):
+        if self._write_waiters and (not self.busy or (self._draining and outbox.idle)):
             _release(self._write_waiters)
 
     def pump(self) -> None:
@@ -387,9 +383,7 @@ class Peer:
 
 def _copy(error: ConnectionClosed) -> ConnectionClosed:
     """One exception object per waiter: each gets a traceback of its own."""
-    return ConnectionClosed(
-        str(error), code=error.code, reason=error.reason, by_peer=error.by_peer
-    )
+    return ConnectionClosed(str(error), code=error.code, reason=error.reason, by_peer=error.by_peer)
 
 
 def _release(waiters: deque[asyncio.Future[None]]) -> None:

@@ -55,9 +55,7 @@ def listener(name: str) -> Callable[[F], F]:
 
 def stream_handler(name: str, *, formats: Iterable[AudioFormat] = ()) -> Callable[[F], F]:
     """Declare the receiver of a stream. ``formats``: what it takes; empty means anything."""
-    return _declare(
-        Declaration(Kind.STREAM, check_name(name, "stream_handler"), tuple(formats))
-    )
+    return _declare(Declaration(Kind.STREAM, check_name(name, "stream_handler"), tuple(formats)))
 
 
 def _declare(declaration: Declaration) -> Callable[[F], F]:
@@ -143,9 +141,9 @@ class Registry:
             name, function, formats = declaration.name, name_or_function, declaration.formats
         else:
             name = check_name(name_or_function, what)
-            declaration = getattr(function, _MARK, None)
-            if isinstance(declaration, Declaration) and declaration.kind is self._kind:
-                formats = declaration.formats
+            attached = getattr(function, _MARK, None)
+            if isinstance(attached, Declaration) and attached.kind is self._kind:
+                formats = attached.formats
         if name in self._routes:
             raise ConfigurationError(
                 f"a {what} for {name!r} is registered already "
@@ -195,7 +193,8 @@ class Registry:
         rest = parameters[1:] if wants_context else parameters
         if self._kind is Kind.STREAM and len(rest) != 1:
             raise ConfigurationError(
-                f"{where} must take the stream: async def f(session: Session, stream: StreamReceiver)"
+                f"{where} must take the stream: "
+                "async def f(session: Session, stream: StreamReceiver)"
             )
         if len(rest) > 1:
             extra = ", ".join(p.name for p in rest[1:])

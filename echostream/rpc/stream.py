@@ -24,7 +24,6 @@ from echostream.errors import (
 )
 from echostream.media.frame import AudioFormat, AudioFrame
 from echostream.protocol import events as ev
-from echostream.protocol import frames
 from echostream.protocol import payload as payloads
 from echostream.protocol.frames import encode_media
 from echostream.rpc.call import Metadata, decode_metadata, encode_metadata
@@ -201,8 +200,8 @@ class StreamSender:
             self.abort(Reset.CANCELLED)
 
     async def send(self, frame: Sendable) -> None:
-        """Send one item: bytes on a stream without a format, else an array ``(frames, channels)`` of
-        the stream's sample type, or an ``AudioFrame``.
+        """Send one item: bytes on a stream without a format, else an array ``(frames, channels)``
+        of the stream's sample type, or an ``AudioFrame``.
 
         Reliable: waits while the peer does not read (at most 256 KiB are on their way). Realtime:
         does not wait for the network; arrays longer than a packet are split.
@@ -255,9 +254,7 @@ class StreamSender:
         buffered = 0
         if not self.realtime and self._peer.ended is None:
             buffered = self._peer.connection.engine.buffered(self.stream_id)
-        return SenderStatistics(
-            self._packets, self._bytes, self._refused, self._flushes, buffered
-        )
+        return SenderStatistics(self._packets, self._bytes, self._refused, self._flushes, buffered)
 
     async def _send(self, frame: Sendable, capture_ts: int | None) -> None:
         self._check()
@@ -273,10 +270,7 @@ class StreamSender:
         self._peer.connection.wake()
         if self.realtime:
             return
-        while (
-            not self._done
-            and self._peer.connection.engine.buffered(self.stream_id) > SEND_HIGH
-        ):
+        while not self._done and self._peer.connection.engine.buffered(self.stream_id) > SEND_HIGH:
             await self._peer.wait_stream(self.stream_id, SEND_LOW)
             self._check()
 
@@ -289,8 +283,7 @@ class StreamSender:
                     f"stream {self.name!r} runs at {format.sample_rate} Hz, the frame at "
                     f"{frame.format.sample_rate} Hz: resample it first"
                 )
-            if frame.timestamp is not None:
-                self._timestamp = frame.timestamp
+            self._timestamp = max(self._timestamp, frame.timestamp)
             samples = frame.samples
             capture_ts = frame.capture_ts if capture_ts is None else capture_ts
         elif isinstance(frame, np.ndarray):
@@ -431,8 +424,8 @@ class StreamSender:
 
 
 class StreamReceiver:
-    """The receiving end: iterate, or :meth:`recv`. Items are bytes, or ``AudioFrame`` where a format
-    was agreed (``format``). One reader at a time."""
+    """The receiving end: iterate, or :meth:`recv`. Items are bytes, or ``AudioFrame`` where a
+    format was agreed (``format``). One reader at a time."""
 
     def __init__(
         self, peer: Peer, opened: ev.StreamOpened, formats: tuple[AudioFormat, ...]
@@ -634,9 +627,7 @@ class StreamReceiver:
             self._waiter.set_result(None)
 
     def _fail_sender(self, exc: InvalidPayload) -> None:
-        self._error = StreamReset(
-            f"stream {self.name!r}: {exc.message}", code=Reset.PROTOCOL_ERROR
-        )
+        self._error = StreamReset(f"stream {self.name!r}: {exc.message}", code=Reset.PROTOCOL_ERROR)
         self._peer.protocol.inbox.stop(self.alias, Reset.PROTOCOL_ERROR)
         self._peer.protocol.abort_media(self.alias, -1, Reset.PROTOCOL_ERROR, exc.message)
         self._leave()
