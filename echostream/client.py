@@ -10,9 +10,9 @@ from typing import Any
 from echostream.builder import ClientBuilder, ClientConfig
 from echostream.codes import Close
 from echostream.errors import ConfigurationError, ConnectionClosed, IdentityError
-from echostream.hooks import run_hooks, run_hooks_until_error
 from echostream.rpc.caller import Caller
 from echostream.rpc.context import ClientContext
+from echostream.rpc.hooks import run_hooks, run_hooks_until_error
 from echostream.rpc.peer import Peer
 from echostream.rpc.session import SessionStatistics, peer_statistics
 from echostream.transport.connection import Connection

@@ -10,8 +10,8 @@ from typing import Protocol, Self
 from echostream.builder import ServerBuilder, ServerConfig
 from echostream.codes import Close
 from echostream.errors import ConfigurationError, ConnectionClosed
-from echostream.hooks import run_hooks, run_hooks_until_error
 from echostream.rpc.context import ServerContext
+from echostream.rpc.hooks import run_hooks, run_hooks_until_error
 from echostream.rpc.peer import Peer
 from echostream.rpc.session import Session
 from echostream.transport.connection import Connection
@@ -97,7 +97,9 @@ class RpcServer:
 
     async def _listen(self) -> Listener:
         config = self._config
-        identity = config.identity or await asyncio.to_thread(Identity.self_signed)
+        identity = config.identity
+        if identity is None:
+            identity = await asyncio.to_thread(Identity.self_signed)
         self._identity = identity
         acceptor = QuicAcceptor(config.quic, identity.certificate_pem, identity.private_key_pem)
         return await Endpoint.bind(config.address, acceptor=acceptor, on_connection=self._accept)

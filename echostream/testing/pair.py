@@ -26,9 +26,9 @@ async def connected_pair(
 ) -> AsyncIterator[tuple[RpcServer, RpcClient]]:
     """Yield a started server and a client that is connected to it through memory.
 
-    ``up`` and ``down`` are the faults of the path from and to the client, drawn from ``seed``. On the
-    loop of :func:`~echostream.testing.run_virtual` time is virtual: a delay costs nothing, and every
-    run is the same. What handlers see is what they see over QUIC, except for identities.
+    ``up`` and ``down`` are the faults of the path from and to the client, drawn from ``seed``. On
+    the loop of :func:`~echostream.testing.run_virtual` time is virtual: a delay costs nothing, and
+    every run is the same. What handlers see is what they see over QUIC, except for identities.
     """
     server = server or ServerBuilder()
     client = client or ClientBuilder()
