@@ -52,7 +52,7 @@ os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))))
 
 $(VENV)/made:
 	@for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do \
-	    for path in $$(which -a $$python 2>/dev/null); do \
+	    for path in $$(which -a $$python 2>/dev/null || command -v $$python); do \
 	        if $$path -c '$(USABLE)' 2>/dev/null; then found=$$path; break 2; fi; \
 	    done; \
 	done; \

@@ -73,6 +73,7 @@ class build_ext(_build_ext):
             )
             self.distribution._echostream_cythonized = True
         super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
 
 
 setup(
