@@ -15,6 +15,7 @@ from echostream.rpc.context import ClientContext
 from echostream.rpc.hooks import run_hooks, run_hooks_until_error
 from echostream.rpc.peer import Peer
 from echostream.rpc.session import SessionStatistics, peer_statistics
+from echostream.transport.addresses import resolve
 from echostream.transport.connection import Connection
 from echostream.transport.dial import dial
 from echostream.transport.quic.engine import client_engine
@@ -151,7 +152,9 @@ class RpcClient(Caller):
         """A connection to a server that is who it should be."""
         config = self._config
         host, port = config.address
-        plan = await asyncio.to_thread(config.trust.plan, config.server_name or host, port, host)
+        address = await _first_address(host, port)
+        name = config.server_name or host
+        plan = await asyncio.to_thread(config.trust.plan, name, port, address)
         connection = await self._dial(plan)
         try:
             completed = await connection.wait_connected()
@@ -192,3 +195,11 @@ class RpcClient(Caller):
             if CRYPTO_ERROR <= exc.code < CRYPTO_ERROR + 0x100:
                 raise plan.refused(exc.reason or str(exc)) from None
             raise
+
+
+async def _first_address(host: str, port: int) -> str:
+    """What trust on first use is judged by; ``dial`` says so when there is none."""
+    try:
+        return str((await resolve(host, port))[0][1][0])
+    except OSError:
+        return host

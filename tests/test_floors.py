@@ -55,7 +55,7 @@ DOORS: dict[str, set[str]] = {
     "sounddevice": {"echostream.contrib"},
     "soundfile": {"echostream.contrib"},
     "soxr": {"echostream.contrib"},
-    "typing_extensions": {"echostream._ext"},
+    "typing_extensions": {"echostream._ext", "echostream.protocol"},
     "uvloop": {"echostream.runner"},
     "zeroconf": {"echostream.discovery"},
 }
