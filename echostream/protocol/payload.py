@@ -1,9 +1,9 @@
 """Payloads: Python values to msgpack and back. The only door to msgpack and msgspec.
 
 msgspec does both directions, the untyped one too: it decodes into the annotated type without
-intermediate objects, names the field in its errors, and is no slower than the ``msgpack`` package
-for plain values (``python bench/bench_payload.py``). ``msgpack`` is the independent oracle of
-the tests: what one of them writes, the other reads.
+intermediate objects, names the field in its errors, and beats the ``msgpack`` package or ties with
+it (long lists of ints) for plain values: ``python bench/bench_payload.py``. ``msgpack`` is the
+independent oracle of the tests: what one of them writes, the other reads.
 
 Neither bounds nesting or items, so whatever holds containers or extension types is walked by
 :func:`~echostream.protocol.frames.scan_payload` before an object is built. A scalar, a str or a
