@@ -7,8 +7,6 @@ and the parser holds a reference to each that it points into.
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
@@ -32,9 +30,6 @@ from echostream._ext.wire cimport (
 from collections import deque
 
 cdef extern from "Python.h":
-    void Py_XDECREF(PyObject *)
-    char *PyBytes_AsString(PyObject *bytes) except NULL
-    int _PyBytes_Resize(PyObject **bytes, Py_ssize_t size) except -1
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
 __all__ = [
@@ -314,7 +309,7 @@ cdef class FrameParser:
     # _have bytes are in _head; then _partial is a bytes object of _capacity that becomes the
     # frame's own. It grows with what has come, not with what a header promises.
     cdef uint8_t[HEADER_MAX] _head
-    cdef PyObject *_partial
+    cdef bytes _partial
     cdef size_t _capacity
     cdef size_t _have
     cdef size_t _need
@@ -339,9 +334,6 @@ cdef class FrameParser:
         self._bytes = <const uint8_t *>self._data
         self._queue = deque()
         self._clear_fields()
-
-    def __dealloc__(self):
-        Py_XDECREF(self._partial)
 
     def feed(self, bytes data not None):
         """Take the next bytes of the stream. Payloads are views into ``data`` where they can be."""
@@ -466,9 +458,8 @@ cdef class FrameParser:
         self._pos += count
         if self._have < self._need:
             return False
-        frame = <bytes>self._partial
-        Py_XDECREF(self._partial)
-        self._partial = NULL
+        frame = self._partial
+        self._partial = None
         self._have = self._need = 0
         self._parse_body(frame, <const uint8_t *>frame, 0, self._header_size, len(frame))
         return True
@@ -477,12 +468,9 @@ cdef class FrameParser:
         self, const uint8_t *p, size_t have, size_t need, size_t header
     ) except -1:
         """Keep the first bytes of a frame whose header is known."""
-        cdef bytes frame
         self._capacity = min(need, max(2 * have, <size_t>FIRST_CAPACITY))
-        frame = PyBytes_FromStringAndSize(NULL, self._capacity)
-        memcpy(<uint8_t *>frame, p, have)
-        Py_INCREF(frame)
-        self._partial = <PyObject *>frame
+        self._partial = PyBytes_FromStringAndSize(NULL, self._capacity)
+        memcpy(<uint8_t *>self._partial, p, have)
         self._have = have
         self._need = need
         self._header_size = header
@@ -490,11 +478,15 @@ cdef class FrameParser:
 
     cdef int _append(self, const uint8_t *p, size_t count) except -1:
         """Add to the frame that was set aside; doubling keeps the whole linear."""
-        cdef size_t needed = self._have + count
+        cdef size_t needed = self._have + count, capacity
+        cdef bytes larger
         if needed > self._capacity:
-            self._capacity = min(self._need, max(2 * self._capacity, needed))
-            _PyBytes_Resize(&self._partial, self._capacity)
-        memcpy(PyBytes_AsString(self._partial) + self._have, p, count)
+            capacity = min(self._need, max(2 * self._capacity, needed))
+            larger = PyBytes_FromStringAndSize(NULL, capacity)
+            memcpy(<uint8_t *>larger, <const uint8_t *>self._partial, self._have)
+            self._partial = larger
+            self._capacity = capacity
+        memcpy(<uint8_t *>self._partial + self._have, p, count)
         self._have = needed
         return 0
 
@@ -722,8 +714,7 @@ cdef class FrameParser:
         self._release()
         self._queue.clear()
         self._queued = 0
-        Py_XDECREF(self._partial)
-        self._partial = NULL
+        self._partial = None
         self._have = self._need = 0
         self._discard = 0
         raise ValueError(self._failed)

@@ -3,7 +3,7 @@
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_CheckExact
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 cdef extern from *:
     """
@@ -14,7 +14,7 @@ cdef extern from *:
 
 cdef inline const uint8_t *borrow(object payload, Py_buffer *view, size_t *size) except? NULL:
     """The bytes of a buffer, until :func:`give_back`."""
-    memset(view, 0, sizeof(Py_buffer))
+    view.len = -1  # nothing to give back
     if PyBytes_CheckExact(payload):
         size[0] = len(<bytes>payload)
         return <const uint8_t *><bytes>payload
@@ -27,7 +27,8 @@ cdef inline const uint8_t *borrow(object payload, Py_buffer *view, size_t *size)
 
 
 cdef inline void give_back(Py_buffer *view) noexcept:
-    PyBuffer_Release(view)
+    if view.len >= 0:
+        PyBuffer_Release(view)
 
 
 cdef inline int check_varint(int64_t value) except -1:

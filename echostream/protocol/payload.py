@@ -1,9 +1,9 @@
 """Payloads: Python values to msgpack and back. The only door to msgpack and msgspec.
 
 msgspec does both directions, the untyped one too: it decodes into the annotated type without
-intermediate objects, names the field in its errors, and measured no slower than the ``msgpack``
-package for plain values. ``msgpack`` is the independent oracle of
-the tests: what one of them writes, the other reads.
+intermediate objects, names the field in its errors, and beats the ``msgpack`` package or ties with
+it (long lists of ints) for plain values: ``python bench/bench_payload.py``. ``msgpack`` is the
+independent oracle of the tests: what one of them writes, the other reads.
 
 Neither bounds nesting or items, so whatever holds containers or extension types is walked by
 :func:`~echostream.protocol.frames.scan_payload` before an object is built. A scalar, a str or a
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, overload
 
@@ -22,12 +22,20 @@ import msgspec
 import numpy as np
 
 from echostream.errors import ConfigurationError, InvalidPayload
-from echostream.protocol.frames import scan_payload
+from echostream.protocol.frames import MAX_METADATA, scan_payload
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["MAX_DEPTH", "MAX_ITEMS", "decode", "decoder", "encode"]
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_ITEMS",
+    "decode",
+    "decode_metadata",
+    "decoder",
+    "encode",
+    "encode_metadata",
+]
 
 MAX_DEPTH = 32
 """How deep containers may nest, where nothing else was agreed."""
@@ -36,6 +44,7 @@ MAX_ITEMS = 65_536
 
 T = TypeVar("T")
 
+_ndarray = np.ndarray
 _EXT_ARRAY = 1
 _EXT_COMPLEX = 2
 _COMPLEX = struct.Struct(">dd")
@@ -62,7 +71,7 @@ def encode(value: object, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_IT
     limits would refuse.
     """
     try:
-        if type(value) is np.ndarray:
+        if type(value) is _ndarray:
             return _encode_array(value)
         data = _encode(value)
         if _SCANNED[data[0]]:
@@ -106,6 +115,27 @@ def decoder(
     except TypeError:
         return _build(annotation, max_depth, max_items)
     return _cached(annotation, max_depth, max_items)
+
+
+def encode_metadata(metadata: Mapping[str, str | bytes]) -> bytes:
+    """The METADATA field of a frame. Raises :class:`~echostream.errors.InvalidPayload` for other
+    types, and for more than 16 KiB of it."""
+    data = encode(dict(metadata), max_depth=1)
+    decode_metadata(data)
+    if len(data) > MAX_METADATA:
+        raise InvalidPayload(f"metadata of {len(data)} bytes, limit {MAX_METADATA}")
+    return data
+
+
+def decode_metadata(data: Buffer) -> dict[str, str | bytes]:
+    """What :func:`encode_metadata` wrote, else :class:`~echostream.errors.InvalidPayload`."""
+    found: dict[str, str | bytes] = _metadata(data)
+    for key, value in found.items():  # msgspec has no union of str and bytes
+        if type(value) is not str and type(value) is not bytes:
+            raise InvalidPayload(
+                f"metadata {key!r}: Expected `str` or `bytes`, got `{_name(value)}`"
+            )
+    return found
 
 
 def _build(annotation: Any, max_depth: int, max_items: int) -> Callable[[Buffer], Any]:
@@ -290,8 +320,13 @@ def _decode_custom(annotation: Any, value: object) -> object:
         expected = _name_of(get_origin(annotation) or annotation)
         raise ValueError(f"Expected `{expected}`, got `{_name_of(type(value))}`")
     if isinstance(value, np.ndarray) and get_args(annotation):
-        (scalar,) = get_args(get_args(annotation)[1]) or (np.generic,)
-        if isinstance(scalar, type) and not issubclass(value.dtype.type, scalar):
+        (scalar,) = get_args(get_args(annotation)[1]) or (Any,)
+        scalar = get_origin(scalar) or scalar
+        if (
+            scalar is not Any
+            and isinstance(scalar, type)
+            and not issubclass(value.dtype.type, scalar)
+        ):
             raise ValueError(f"Expected array of `{_name_of(scalar)}`, got `{value.dtype}`")
     return value
 
@@ -309,3 +344,5 @@ def _name_of(cls: type) -> str:
 decode: Callable[[Buffer], Any] = decoder(Any)
 """Msgpack to plain values: ``None``, bool, int, float, str, bytes, list, dict, and aware datetime,
 complex and numpy arrays. Raises :class:`~echostream.errors.InvalidPayload`."""
+
+_metadata = decoder(dict[str, Any], max_depth=1)
