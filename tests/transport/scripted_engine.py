@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import deque
+from collections.abc import Callable
 
 from echostream.transport.engine import (
     Address,
@@ -151,3 +153,9 @@ class Recorder:
         self.flushes += 1
         if self.fail:
             raise ZeroDivisionError("before_flush")
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop turn until it is so; the test's timeout bounds it."""
+    while not condition():  # noqa: ASYNC110 - there is no event to wait for
+        await asyncio.sleep(0)
