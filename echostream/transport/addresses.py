@@ -54,12 +54,15 @@ async def resolve(
 
     ``passive`` is for binding. Raises :class:`OSError` (``socket.gaierror``).
     """
-    infos = await asyncio.get_running_loop().getaddrinfo(
-        host or None,
-        port,
-        type=socket.SOCK_DGRAM,
-        flags=socket.AI_PASSIVE if passive else 0,
-    )
+    flags = socket.AI_PASSIVE if passive else 0
+    try:  # an address needs no look-up, and so no thread
+        infos = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_DGRAM, flags=flags | socket.AI_NUMERICHOST
+        )
+    except socket.gaierror:
+        infos = await asyncio.get_running_loop().getaddrinfo(
+            host, port, type=socket.SOCK_DGRAM, flags=flags
+        )
     found: dict[Address, socket.AddressFamily] = {}
     for family, _, _, _, address in infos:
         if family in (socket.AF_INET, socket.AF_INET6):

@@ -287,7 +287,7 @@ class Endpoint:
                 self._enqueue(datagrams[index:])
                 return
             except OSError as error:
-                self._send_failed(error)
+                self._send_failed(error, data, address)
 
     def _enqueue(self, datagrams: list[tuple[bytes, Address]]) -> None:
         self._queue.extend(datagrams)
@@ -305,18 +305,24 @@ class Endpoint:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                self._send_failed(error)
+                self._send_failed(error, data, address)
             queue.popleft()
         self._loop.remove_writer(self._sock.fileno())
 
-    def _send_failed(self, error: OSError) -> None:
+    def _send_failed(self, error: OSError, data: bytes, address: Address) -> None:
         """Counted, never raised: to QUIC it is one more lost datagram."""
         if error.errno == errno.EMSGSIZE:
             self._too_large += 1
-        else:
-            self._send_errors += 1
-            if error.errno == errno.ECONNREFUSED:  # about an earlier one, to whomever
-                self._loop.call_soon(self._pending_errors)
+            return
+        self._send_errors += 1
+        if error.errno == errno.ECONNREFUSED:
+            # That was about an earlier datagram, to whomever. This one was not tried yet.
+            self._loop.call_soon(self._pending_errors)
+            try:
+                self._bytes_sent += self._sock.sendto(data, address)
+                self._datagrams_sent += 1
+            except OSError:
+                self._send_errors += 1
 
     def _pending_errors(self) -> None:
         if not self._released:

@@ -45,8 +45,8 @@ class Impairment:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is a probability: {getattr(self, name)!r}")
         for name in ("delay", "jitter", "rate", "queue", "mtu"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} cannot be negative: {getattr(self, name)!r}")
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more: {getattr(self, name)!r}")
 
     @property
     def perfect(self) -> bool:

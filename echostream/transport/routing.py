@@ -148,7 +148,9 @@ class Router:
             connection.attach(self._on_connection(connection))
         except Exception:
             logger.exception("on_connection failed; the connection is closed")
+            connection.feed(data, address, now)  # without it there is nobody to tell
             connection.close(Close.INTERNAL_ERROR)
+            return None
         return connection
 
     def _add(self, engine: Engine, address: Address) -> Connection:

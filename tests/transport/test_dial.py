@@ -1,0 +1,182 @@
+"""Happy eyeballs on loopback sockets."""
+
+import asyncio
+import gc
+import socket
+
+import pytest
+from scripted_engine import EchoAcceptor, EchoEngine, Recorder, until
+
+from echostream.errors import ConfigurationError, ConnectionClosed
+from echostream.transport.dial import dial
+from echostream.transport.endpoint import Endpoint
+from echostream.transport.engine import HandshakeCompleted
+
+V4, V6 = socket.AF_INET, socket.AF_INET6
+
+
+async def listen(*, silent=False):
+    acceptor = EchoAcceptor(silent=silent)
+    endpoint = await Endpoint.bind(
+        "127.0.0.1:0", acceptor=acceptor, on_connection=lambda connection: Recorder()
+    )
+    return endpoint, acceptor
+
+
+def resolve_to(*addresses):
+    """Make the loop's name resolution answer with ``addresses``."""
+
+    async def getaddrinfo(host, port, **options):
+        return [
+            (V6 if ":" in ip else V4, socket.SOCK_DGRAM, 17, "", (ip, port, *other))
+            for ip, port, *other in addresses
+        ]
+
+    asyncio.get_running_loop().getaddrinfo = getaddrinfo
+
+
+def run(main):
+    async def bounded():
+        async with asyncio.timeout(10):
+            await main
+        await asyncio.sleep(0)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not others, others
+
+    asyncio.run(bounded())
+    gc.collect()  # a socket left open would warn here
+
+
+class Engines:
+    """Makes client engines and remembers them."""
+
+    def __init__(self):
+        self.made = []
+
+    def __call__(self):
+        self.made.append(EchoEngine())
+        return self.made[-1]
+
+
+def dead_port():
+    with socket.socket(V4, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_the_winner_keeps_its_events_for_the_handler():
+    async def main():
+        server, _ = await listen()
+        connection = await dial("127.0.0.1", server.address[1], EchoEngine)
+        handler = Recorder()
+        connection.attach(handler)
+        await asyncio.sleep(0)
+        assert [type(event) for event in handler.events] == [HandshakeCompleted]
+        assert connection.on_unreachable is None
+        connection.close()
+        await connection.wait_closed()
+        await server.close()
+
+    run(main())
+
+
+def test_a_silent_address_does_not_hold_up_the_next():
+    async def main():
+        silent, silent_acceptor = await listen(silent=True)
+        server, _ = await listen()
+        engines = Engines()
+        resolve_to(silent.address, server.address)
+        connection = await dial("name", 1, engines, stagger=0.01)
+        assert connection.peer_address == server.address
+        assert len(engines.made) == 2
+        assert engines.made[0].count("close") == 1  # the loser was closed, and said so
+        await until(lambda: not silent.connections)
+        assert len(silent_acceptor.released_engines) == 1
+        connection.close()
+        await silent.close()
+        await server.close()
+
+    run(main())
+
+
+def test_families_take_turns():
+    async def main():
+        tried = []
+        addresses = [("::1", 1, 0, 0), ("::1", 2, 0, 0), ("127.0.0.1", 3), ("127.0.0.1", 4)]
+        resolve_to(*addresses)
+
+        class Failing(EchoEngine):
+            def connect(self, address, now):
+                tried.append(address)
+                raise OSError("not this one")
+
+        with pytest.raises(ConnectionClosed) as caught:
+            await dial("name", 1, Failing)
+        if len(tried) == 4:  # a host without IPv6 does not come to try them
+            assert tried == [addresses[0], addresses[2], addresses[1], addresses[3]]
+        for text in ("[::1]:1", "[::1]:2", "127.0.0.1:3", "127.0.0.1:4"):
+            assert text in str(caught.value)
+
+    run(main())
+
+
+@pytest.mark.skipif(not hasattr(socket, "MSG_ERRQUEUE"), reason="needs Linux's error reports")
+def test_a_port_where_nobody_listens_is_refused_at_once():
+    async def main():
+        with pytest.raises(ConnectionClosed, match="refused"):
+            await dial("127.0.0.1", dead_port(), EchoEngine, timeout=3600)
+
+    run(main())
+
+
+def test_the_timeout_names_what_was_tried():
+    async def main():
+        silent, _ = await listen(silent=True)
+        port = silent.address[1]
+        with pytest.raises(ConnectionClosed, match=rf"within 0\.05 s .*127\.0\.0\.1:{port}: no an"):
+            await dial("127.0.0.1", port, EchoEngine, timeout=0.05)
+        await until(lambda: not silent.connections)
+        await silent.close()
+
+    run(main())
+
+
+def test_cancelling_closes_every_attempt():
+    async def main():
+        silent, acceptor = await listen(silent=True)
+        task = asyncio.ensure_future(dial("127.0.0.1", silent.address[1], EchoEngine))
+        await until(lambda: acceptor.engines)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: not silent.connections)
+        await silent.close()
+
+    run(main())
+
+
+def test_names_and_addresses_that_cannot_work():
+    async def main():
+        async def unknown(host, port, **options):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+        asyncio.get_running_loop().getaddrinfo = unknown
+        with pytest.raises(ConnectionClosed, match="'nowhere' cannot be resolved"):
+            await dial("nowhere", 1, EchoEngine)
+        with pytest.raises(ConfigurationError, match="names no host"):
+            await dial("", 5000, EchoEngine)
+        with pytest.raises(ConfigurationError, match="port 0"):
+            await dial("host", 0, EchoEngine)
+
+    run(main())
+
+
+def test_an_engine_that_cannot_be_made_is_the_callers_error():
+    async def main():
+        def broken():
+            raise ValueError("no certificate")
+
+        with pytest.raises(ValueError, match="no certificate"):
+            await dial("127.0.0.1", 1, broken)
+
+    run(main())
