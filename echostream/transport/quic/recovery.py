@@ -1,0 +1,236 @@
+"""Loss detection and pacing: what RFC 9002 allows beyond what aioquic does."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Any
+
+from aioquic.quic.connection import QuicConnectionError
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType
+from aioquic.quic.packet_builder import QuicSentPacket
+from aioquic.quic.rangeset import RangeSet
+from aioquic.quic.recovery import (
+    K_PACKET_THRESHOLD,
+    K_TIME_THRESHOLD,
+    QuicPacketPacer,
+    QuicPacketRecovery,
+    QuicPacketSpace,
+)
+
+__all__ = ["AdaptiveRecovery", "PacketNumberWindow", "TickPacer"]
+
+REORDERING_WINDOW = 1024
+"""Packet numbers over which reordering is tolerated, as sender and as receiver."""
+
+PRESUMED_LOST = 512
+"""Packets declared lost that are remembered in case that they were only late."""
+
+CALM_EVENTS = 16
+"""Loss events without a late packet after which tolerance is halved (RFC 8985, section 6.2)."""
+
+PACING_TICK = 0.001
+"""Event loops' timers are this coarse, in seconds."""
+
+PACING_GAIN = 1.25
+"""RFC 9002, section 7.7: above 1, so that pacing does not itself limit the throughput."""
+
+
+class PacketNumberWindow:
+    """Which of the latest packet numbers were received: one bit each.
+
+    Anything below the window counts as received. aioquic's own window has 128 numbers: at
+    2000 packets a second a packet 64 ms late is thrown away as a duplicate, and the peer has to
+    send it again.
+    """
+
+    __slots__ = ("_bits", "_lower")
+
+    def __init__(self) -> None:
+        self._lower = 0
+        self._bits = 0
+
+    def add(self, packet_number: int) -> None:
+        """Note that ``packet_number`` was received."""
+        offset = packet_number - self._lower
+        if offset < 0:
+            return
+        if offset >= REORDERING_WINDOW:
+            shift = offset - REORDERING_WINDOW + 1
+            self._bits = self._bits >> shift if shift < REORDERING_WINDOW else 0
+            self._lower += shift
+            offset -= shift
+        self._bits |= 1 << offset
+
+    def __contains__(self, packet_number: int) -> bool:
+        offset = packet_number - self._lower
+        return offset < 0 or bool(self._bits >> offset & 1)
+
+
+class TickPacer(QuicPacketPacer):
+    """A pacer for timers that tick: it may send as much as two ticks are worth at once.
+
+    aioquic's bucket of 16 packets, refilled once per tick of 1 ms, caps the rate at 19 MB/s;
+    and asking to be called after less than a tick makes the loop spin.
+    """
+
+    def next_send_time(self, now: float) -> float | None:  # type: ignore[override]
+        if self.packet_time is None:
+            return None
+        self.update_bucket(now=now)
+        if self.bucket_time > 0:
+            return None
+        return now + max(self.packet_time, PACING_TICK)
+
+    def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:
+        super().update_rate(int(congestion_window * PACING_GAIN), smoothed_rtt)
+        self.bucket_max = max(self.bucket_max, 2 * PACING_TICK)
+
+
+class AdaptiveRecovery(QuicPacketRecovery):
+    """Recovery that learns how much the path reorders, and refuses forged acknowledgements.
+
+    A packet that is acknowledged after it was declared lost was late, not lost. Then the packet
+    threshold (RFC 9002, section 6.1.1) and the time threshold (section 6.1.2) rise to what would
+    have been enough, and if nothing else of that event was lost, the congestion window is put
+    back (as RFC 4015 does for TCP).
+    """
+
+    _pacer: TickPacer
+
+    def __init__(self, *, max_datagram_size: int, **kwargs: Any) -> None:
+        super().__init__(max_datagram_size=max_datagram_size, **kwargs)
+        self._pacer = TickPacer(max_datagram_size=max_datagram_size)
+        self.packet_threshold: int = K_PACKET_THRESHOLD
+        self.late_by = 0.0
+        """Seconds beyond the time threshold that packets have been late."""
+        self.packets_sent = 0
+        self.packets_lost = 0
+        self.eliciting_sent = 0
+        self.unanswered = 0
+        """Packets in a row that ask for no acknowledgement."""
+        self.largest_sent = -1
+        self.skipped: int | None = None
+        """A packet number that was never sent: an honest peer does not acknowledge it."""
+        self._presumed_lost: dict[int, float] = {}
+        self._event_lost: set[int] = set()
+        self._before_event: dict[str, Any] | None = None
+        self._event_at = 0.0
+        self._calm_events = 0
+
+    def on_packet_sent(self, *, packet: QuicSentPacket, space: QuicPacketSpace) -> None:
+        super().on_packet_sent(packet=packet, space=space)
+        self.largest_sent = packet.packet_number
+        self.packets_sent += 1
+        if packet.is_ack_eliciting:
+            self.eliciting_sent += 1
+            self.unanswered = 0
+        else:
+            self.unanswered += 1
+
+    def on_ack_received(
+        self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace
+    ) -> None:
+        # RFC 9000, section 13.1: an acknowledgement of a packet that was not sent is a
+        # PROTOCOL_VIOLATION; section 21.4: skipping numbers shows who acknowledges blindly.
+        if ack_rangeset[-1].stop > self.largest_sent + 1 or (
+            self.skipped is not None and self.skipped in ack_rangeset
+        ):
+            raise QuicConnectionError(
+                error_code=QuicErrorCode.PROTOCOL_VIOLATION,
+                frame_type=QuicFrameType.ACK,
+                reason_phrase="Acknowledgement of a packet that was not sent",
+            )
+        if self._presumed_lost:
+            self._recognise_late(ack_rangeset, now, space)
+        super().on_ack_received(
+            ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space
+        )
+
+    def _recognise_late(self, acked: RangeSet, now: float, space: QuicPacketSpace) -> None:
+        numbers = sorted(self._presumed_lost)
+        late: list[int] = []
+        for span in acked:
+            late += numbers[bisect_left(numbers, span.start) : bisect_left(numbers, span.stop)]
+        if not late:
+            return
+        base = K_TIME_THRESHOLD * max(self._rtt_latest, self._rtt_smoothed)
+        for number in late:
+            sent_time = self._presumed_lost.pop(number)
+            self.packets_lost -= 1
+            self._event_lost.discard(number)
+            distance = space.largest_acked_packet - number + 1
+            self.packet_threshold = min(max(self.packet_threshold, distance), REORDERING_WINDOW)
+            self.late_by = max(self.late_by, now - sent_time - base)
+        self._calm_events = 0
+        if not self._event_lost and self._before_event is not None:
+            window = self._cc.congestion_window
+            vars(self._cc).update(self._before_event)
+            self._cc.congestion_window = max(window, self._cc.congestion_window)
+            self._before_event = None
+
+    def _detect_loss(self, *, now: float, space: QuicPacketSpace) -> None:
+        delay = K_TIME_THRESHOLD * (
+            max(self._rtt_latest, self._rtt_smoothed)
+            if self._rtt_initialized
+            else self._rtt_initial
+        )
+        if self.late_by:
+            # Never later than a probe would ask (RFC 9002, section 6.2.1).
+            delay = max(delay, min(delay + self.late_by, self.get_probe_timeout()))
+        largest = space.largest_acked_packet
+        lost_number = largest - self.packet_threshold
+        lost_time = now - delay
+        lost = []
+        space.loss_time = None
+        for number, packet in space.sent_packets.items():
+            if number > largest:
+                break
+            sent_time = packet.sent_time
+            assert sent_time is not None
+            if number <= lost_number or sent_time <= lost_time:
+                lost.append(packet)
+            elif space.loss_time is None or sent_time + delay < space.loss_time:
+                space.loss_time = sent_time + delay
+        if lost:
+            self._declare_lost(lost, now, space)
+
+    def _declare_lost(self, lost: list[QuicSentPacket], now: float, space: QuicPacketSpace) -> None:
+        persistent = self._in_persistent_congestion(packets=lost)
+        window = self._cc.congestion_window
+        before = {
+            name: value for name, value in vars(self._cc).items() if name not in _NOT_OF_AN_EVENT
+        }
+        self._on_packets_lost(now=now, packets=lost, persistent_congestion=persistent, space=space)
+        numbers = [packet.packet_number for packet in lost if packet.in_flight]
+        self.packets_lost += len(numbers)
+        if persistent:
+            self._before_event = None
+            self._event_lost.clear()
+        elif self._cc.congestion_window < window:
+            if self._before_event is None or now - self._event_at > self.get_probe_timeout():
+                self._before_event = before
+                self._event_lost.clear()
+            self._event_at = now
+            self._calm_events += 1
+            if self._calm_events >= CALM_EVENTS:
+                self._calm_events = 0
+                self.packet_threshold = max(K_PACKET_THRESHOLD, self.packet_threshold // 2)
+                self.late_by /= 2
+        if not space.is_application_data:
+            return
+        for packet in lost:
+            if packet.in_flight:
+                assert packet.sent_time is not None
+                self._presumed_lost[packet.packet_number] = packet.sent_time
+                self._event_lost.add(packet.packet_number)
+        while len(self._presumed_lost) > PRESUMED_LOST:
+            oldest = next(iter(self._presumed_lost))
+            del self._presumed_lost[oldest]
+            # It is too old to be late: the event was a real one.
+            if oldest in self._event_lost:
+                self._before_event = None
+                self._event_lost.clear()
+
+
+_NOT_OF_AN_EVENT = frozenset({"bytes_in_flight", "_rtt_monitor", "rtt", "last_ack"})
+"""What a congestion controller knows that losing packets does not change."""
