@@ -50,7 +50,7 @@ OVERFLOW = 4
 cdef enum:
     RESTART_RUN = 4
     SECOND = 1_000_000_000
-    BAND = 50_000  # ns; smaller errors of the playout point are left alone
+    BAND = 20_000  # ns; smaller errors of the playout point are left alone
 
 cdef struct Counters:
     # written by the producer
@@ -597,6 +597,24 @@ cdef class JitterRing:
         finally:
             PyBuffer_Release(&view)
         return real
+
+    def pull_many_into(self, out, int64_t now_ns, int64_t[::1] cursors):
+        """Pull ``out`` again and again, without a pause, ``len(cursors)`` times from ``now_ns`` on.
+
+        Each time the timestamp after it is written to ``cursors``: for replaying a trace in fine
+        steps.
+        """
+        cdef Py_buffer view
+        cdef int64_t frames, number
+        PyObject_GetBuffer(out, &view, PyBUF_WRITABLE | PyBUF_FORMAT)
+        try:
+            frames = self._frames_of(&view)
+            with nogil:
+                for number in range(cursors.shape[0]):
+                    self._pull(<float*>view.buf, frames, now_ns + to_ns(number * frames, self.rate))
+                    cursors[number] = self.cursor
+        finally:
+            PyBuffer_Release(&view)
 
     def schedule(self, int64_t now_ns):
         """Take in what arrived. Returns how much later (ns; negative: earlier) to play."""

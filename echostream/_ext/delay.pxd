@@ -358,11 +358,11 @@ cdef inline double control_step(
     cdef double rate = c.raise_rate if error_ns > 0.0 else c.lower_rate
     cdef double distance = fabs(error_ns), move
     c.unspent = min(c.unspent + span_ns, max(span_ns, grain_ns / rate))
-    if distance < 50_000.0:
+    if distance < 20_000.0:
         c.falling = False
         return 0.0
     if error_ns < 0.0 and not c.falling:
-        if distance < max(250_000.0, 0.02 * wanted_ns):
+        if distance < max(30_000.0, 0.02 * wanted_ns):
             return 0.0
         c.falling = True
     move = floor(min(distance, rate * c.unspent) / grain_ns) * grain_ns

@@ -267,11 +267,11 @@ class PlayoutControl:
         rate = self._raise_rate if error_ns > 0.0 else self._lower_rate
         distance = abs(error_ns)
         self._unspent = min(self._unspent + span_ns, max(span_ns, grain_ns / rate))
-        if distance < 50_000.0:
+        if distance < 20_000.0:
             self._falling = False
             return 0.0
         if error_ns < 0.0 and not self._falling:
-            if distance < max(250_000.0, 0.02 * wanted_ns):
+            if distance < max(30_000.0, 0.02 * wanted_ns):
                 return 0.0
             self._falling = True
         move = math.floor(min(distance, rate * self._unspent) / grain_ns) * grain_ns

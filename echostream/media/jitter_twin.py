@@ -18,7 +18,7 @@ __all__ = ["ACCEPTED", "DUPLICATE", "OVERFLOW", "REJECTED", "STALE", "JitterRing
 
 ACCEPTED, DUPLICATE, STALE, REJECTED, OVERFLOW = range(5)
 SECOND = 1_000_000_000
-BAND = 50_000
+BAND = 20_000
 FOREVER = 2**63 - 1
 COUNTERS = (
     "expected received duplicates stale rejected overflows restarts late played played_frames "
@@ -396,6 +396,13 @@ class JitterRing:
         array = self._out(out)
         with self._lock:
             return self._pull(array, now_ns)
+
+    def pull_many_into(self, out: Any, now_ns: int, cursors: NDArray[np.int64]) -> None:
+        array = self._out(out)
+        with self._lock:
+            for number in range(len(cursors)):
+                self._pull(array, now_ns + to_ns(number * len(array), self._rate))
+                cursors[number] = self._cursor
 
     def _pull(self, out: NDArray[np.float32], now: int) -> int:
         frames, rate = len(out), self._rate
