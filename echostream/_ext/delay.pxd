@@ -1,0 +1,370 @@
+# cython: language_level=3
+"""Delay estimation and playout control as plain C, shared by every module that needs them.
+
+Header-only: a struct and inline functions, no object and nothing to link. The algorithm is told
+in ``ext/delay_estimator.pyx``; its twin is ``echostream/media/delay.py``. All times are ns.
+"""
+
+from libc.math cimport exp, fabs, floor, log, rint
+from libc.stdint cimport int64_t, uint16_t, uint32_t
+from libc.string cimport memmove, memset
+
+cdef enum:
+    BUCKETS = 256
+    BLOCKS = 60
+    SLOPE_BLOCKS = 8
+    RECENT = 8
+    LOGGED = 1024
+    MEMORY = 10000
+    WARM_UP = 5
+    SETTLED = 100
+
+cdef struct Delay:
+    double late, start, minimum, maximum
+    int64_t packets, origin_send, origin_delay
+    double last_arrival
+    bint released
+    # base line
+    double base_x, base_y, slope, block_end, typical
+    int blocks
+    double block_x[BLOCKS]
+    double block_y[BLOCKS]
+    # level changes
+    int recent, recent_at
+    double recent_x[RECENT]
+    double recent_residual[RECENT]
+    double recent_arrival[RECENT]
+    double shift_since, shift_low, fast
+    # distribution of what is above the base line
+    double weights[BUCKETS]
+    double increment, total, above, quantile, surplus
+    int cursor
+    int logged, logged_at
+    double log_x[LOGGED]
+    double log_weight[LOGGED]
+    uint16_t log_bucket[LOGGED]
+
+cdef struct Control:
+    double raise_rate, lower_rate, unspent
+    bint falling
+
+
+cdef inline double delay_ms() noexcept nogil:
+    return 1_000_000.0
+
+
+cdef inline double delay_log_ratio() noexcept nogil:
+    return 0.05146129061556914  # log(10 s / 20 us) / (BUCKETS - 1)
+
+
+cdef inline int delay_bucket(double residual) noexcept nogil:
+    cdef int bucket
+    if residual <= 20_000.0:
+        return 0
+    bucket = 1 + <int>(log(residual / 20_000.0) / delay_log_ratio())
+    return bucket if bucket < BUCKETS else BUCKETS - 1
+
+
+cdef inline double delay_upper(int bucket) noexcept nogil:
+    return 20_000.0 * exp(delay_log_ratio() * bucket)
+
+
+cdef inline void delay_restart(Delay* d) noexcept nogil:
+    """Forget everything but the configuration."""
+    cdef double late = d.late, start = d.start, minimum = d.minimum, maximum = d.maximum
+    memset(d, 0, sizeof(Delay))
+    d.late = late
+    d.start = start
+    d.minimum = minimum
+    d.maximum = maximum
+    d.increment = 1.0
+    d.shift_since = -1.0
+    d.quantile = start
+
+
+cdef inline double delay_base(const Delay* d, double x) noexcept nogil:
+    return d.base_y + d.slope * (x - d.base_x)
+
+
+cdef inline int64_t delay_wanted(const Delay* d) noexcept nogil:
+    """Playout delay above the base line."""
+    cdef double wanted = d.fast if d.fast > d.quantile else d.quantile
+    if wanted < d.minimum:
+        wanted = d.minimum
+    if wanted > d.maximum:
+        wanted = d.maximum
+    return <int64_t>rint(wanted)
+
+
+cdef inline int64_t delay_target(const Delay* d, int64_t send_ns) noexcept nogil:
+    """What to add to a send time to have the moment of its playout."""
+    cdef double x = <double>(send_ns - d.origin_send)
+    return d.origin_delay + <int64_t>rint(delay_base(d, x)) + delay_wanted(d)
+
+
+# -- distribution
+
+cdef inline void delay_recount(Delay* d) noexcept nogil:
+    cdef int bucket
+    d.total = 0.0
+    d.above = 0.0
+    for bucket in range(BUCKETS):
+        d.total += d.weights[bucket]
+        if bucket > d.cursor:
+            d.above += d.weights[bucket]
+
+
+cdef inline void delay_record(Delay* d, double x, double residual) noexcept nogil:
+    cdef int bucket = delay_bucket(residual)
+    cdef double scale
+    cdef int row
+    d.weights[bucket] += d.increment
+    d.total += d.increment
+    if bucket > d.cursor:
+        d.above += d.increment
+    row = d.logged_at
+    d.log_x[row] = x
+    d.log_bucket[row] = <uint16_t>bucket
+    d.log_weight[row] = d.increment
+    d.logged_at = (row + 1) & (LOGGED - 1)
+    if d.logged < LOGGED:
+        d.logged += 1
+    if d.packets > MEMORY:
+        d.increment *= 1.0 + 1.0 / MEMORY
+    if d.increment > 1e9:
+        scale = 1.0 / d.increment
+        for row in range(BUCKETS):
+            d.weights[row] *= scale
+        for row in range(LOGGED):
+            d.log_weight[row] *= scale
+        d.increment = 1.0
+        delay_recount(d)
+
+
+cdef inline double delay_quantile(Delay* d, double share) noexcept nogil:
+    """The residual that this share of the weight lies above; a cursor keeps its bucket."""
+    cdef double wanted = share * d.total, high, low
+    while d.cursor < BUCKETS - 1 and d.above > wanted:
+        d.cursor += 1
+        d.above -= d.weights[d.cursor]
+    while d.cursor > 0 and d.above + d.weights[d.cursor] <= wanted:
+        d.above += d.weights[d.cursor]
+        d.cursor -= 1
+    if d.weights[d.cursor] <= 0.0:
+        return delay_upper(d.cursor)
+    high = delay_upper(d.cursor)
+    low = delay_upper(d.cursor - 1) if d.cursor else 0.0
+    return high - (high - low) * (wanted - d.above) / d.weights[d.cursor]
+
+
+# -- base line
+
+cdef inline void delay_fit(Delay* d) noexcept nogil:
+    """The highest line below all block minima: the edge of the lower hull over the middle."""
+    cdef int hull[BLOCKS]
+    cdef int size = 0, row, a, b
+    cdef double middle = 0.0, slope, over = 0.0, above, span
+    for row in range(d.blocks):
+        middle += d.block_x[row]
+        while size >= 2:
+            a = hull[size - 2]
+            b = hull[size - 1]
+            if (d.block_y[b] - d.block_y[a]) * (d.block_x[row] - d.block_x[a]) < (
+                d.block_y[row] - d.block_y[a]
+            ) * (d.block_x[b] - d.block_x[a]):
+                break
+            size -= 1
+        hull[size] = row
+        size += 1
+    middle /= d.blocks
+    row = 1
+    while row < size - 1 and d.block_x[hull[row]] < middle:
+        row += 1
+    a = hull[row - 1]
+    b = hull[row]
+    slope = (d.block_y[b] - d.block_y[a]) / (d.block_x[b] - d.block_x[a])
+    slope = min(max(slope, -0.003), 0.003)
+    for row in range(d.blocks):
+        above = d.block_y[row] - d.block_y[a] - slope * (d.block_x[row] - d.block_x[a])
+        over = max(over, above)
+    span = d.block_x[d.blocks - 1] - d.block_x[0]
+    d.slope = slope if fabs(slope) * span > 2.0 * over else 0.0
+
+
+cdef inline void delay_close_block(Delay* d, double x) noexcept nogil:
+    """A second of send time is over: lay the line again below all minima of the last minute."""
+    cdef int row
+    cdef double y
+    if d.blocks >= SLOPE_BLOCKS:
+        delay_fit(d)
+    d.base_x = x
+    d.base_y = d.block_y[0] + d.slope * (x - d.block_x[0])
+    for row in range(1, d.blocks):
+        y = d.block_y[row] + d.slope * (x - d.block_x[row])
+        d.base_y = min(d.base_y, y)
+    if d.shift_since < 0.0:
+        d.typical = 0.0
+        for row in range(d.blocks):
+            y = d.block_y[row] - delay_base(d, d.block_x[row])
+            d.typical = max(d.typical, y)
+    if d.blocks == BLOCKS:
+        memmove(&d.block_x[0], &d.block_x[1], (BLOCKS - 1) * sizeof(double))
+        memmove(&d.block_y[0], &d.block_y[1], (BLOCKS - 1) * sizeof(double))
+        d.blocks -= 1
+
+
+cdef inline double delay_residual(Delay* d, double x, double y) noexcept nogil:
+    """Height above the base line, which this packet may lower."""
+    cdef double residual, allowed
+    cdef int last
+    if d.packets == 1:
+        d.base_x = x
+        d.base_y = y
+    residual = y - delay_base(d, x)
+    if residual < 0.0:
+        allowed = max(5.0 * delay_ms(), 0.5 * d.quantile)
+        if -residual > allowed and d.packets > 50:
+            d.blocks = 0  # a shorter path: believed at once
+            d.recent = 0
+        d.base_y += residual
+        d.shift_since = -1.0
+        d.fast = 0.0
+        residual = 0.0
+    if d.blocks and x >= d.block_end:
+        delay_close_block(d, x)
+        residual = max(y - delay_base(d, x), 0.0)
+    elif d.blocks:
+        last = d.blocks - 1
+        if y - d.block_y[last] < d.slope * (x - d.block_x[last]):
+            d.block_x[last] = x
+            d.block_y[last] = y
+        return residual
+    d.block_x[d.blocks] = x
+    d.block_y[d.blocks] = y
+    d.blocks += 1
+    d.block_end = x + 1_000.0 * delay_ms()
+    return residual
+
+
+# -- level changes
+
+cdef inline void delay_rebase(Delay* d, double rise) noexcept nogil:
+    """The path became longer: what was recorded since then belongs to the new base line."""
+    cdef int row, kept = 0, bucket
+    cdef double residual
+    for row in range(d.blocks):
+        if d.block_x[row] >= d.shift_since:
+            d.block_x[kept] = d.block_x[row]
+            d.block_y[kept] = d.block_y[row]
+            kept += 1
+    d.blocks = kept
+    d.base_y += rise
+    for row in range(d.logged):
+        if d.log_x[row] >= d.shift_since:
+            bucket = d.log_bucket[row]
+            residual = max(delay_upper(bucket) - rise, 0.0)
+            d.weights[bucket] -= d.log_weight[row]
+            d.weights[delay_bucket(residual)] += d.log_weight[row]
+    d.logged = 0
+    d.logged_at = 0
+    delay_recount(d)
+    d.recent = 0
+    d.shift_since = -1.0
+    d.fast = 0.0
+
+
+cdef inline void delay_watch(Delay* d, double x, double residual, double arrival) noexcept nogil:
+    """Tell a longer path from jitter: every recent packet is high, and they came one by one."""
+    cdef int row = d.recent_at, oldest
+    cdef double low, high
+    d.recent_x[row] = x
+    d.recent_residual[row] = residual
+    d.recent_arrival[row] = arrival
+    d.recent_at = (row + 1) & (RECENT - 1)
+    if d.recent < RECENT:
+        d.recent += 1
+    if d.recent < RECENT:
+        return
+    low = high = residual
+    for row in range(RECENT):
+        low = min(low, d.recent_residual[row])
+        high = max(high, d.recent_residual[row])
+    oldest = d.recent_at
+    if low <= 2.0 * d.typical + delay_ms() or (
+        d.shift_since < 0.0
+        and arrival - d.recent_arrival[oldest] <= 0.5 * fabs(x - d.recent_x[oldest])
+    ):
+        d.shift_since = -1.0
+        d.fast = 0.0
+        return
+    if d.shift_since < 0.0:
+        d.shift_since = d.recent_x[oldest]
+        d.shift_low = low
+    d.shift_low = min(d.shift_low, low)
+    d.fast = max(d.fast, high)
+    if x - d.shift_since > 4_000.0 * delay_ms():
+        delay_rebase(d, d.shift_low)
+
+
+cdef inline void delay_update(
+    Delay* d, int64_t send_ns, int64_t arrival_ns, bint missed
+) noexcept nogil:
+    """One packet arrived; ``missed``: after the moment of its playout."""
+    cdef double x, y, arrival, gap, residual, share, limit, floor
+    cdef bint frozen
+    if d.packets == 0:
+        d.origin_send = send_ns
+        d.origin_delay = arrival_ns - send_ns
+    d.packets += 1
+    x = <double>(send_ns - d.origin_send)
+    y = <double>(arrival_ns - send_ns - d.origin_delay)
+    arrival = x + y
+    gap = arrival - d.last_arrival
+    d.last_arrival = max(d.last_arrival, arrival)
+    residual = delay_residual(d, x, y)
+    delay_watch(d, x, residual, arrival)
+    frozen = False
+    if gap >= 1_000.0 * delay_ms():
+        d.released = True  # a freeze is one event, however many packets it held back
+    elif d.released:
+        frozen = gap < 250.0 * delay_ms() and residual > d.quantile
+        d.released = frozen
+    if not frozen:
+        delay_record(d, x, residual)
+    limit = d.late * 6_000.0
+    d.surplus += (1.0 if missed else 0.0) - d.late
+    d.surplus = min(max(d.surplus, -limit), limit)
+    if d.packets < WARM_UP:
+        return
+    share = min(max(1.0 - d.surplus / limit, 0.3), 1.5)
+    d.quantile = delay_quantile(d, d.late * share)
+    if d.packets < SETTLED:
+        floor = 0.5 * d.start * (1.0 - d.packets / <double>SETTLED)
+        d.quantile = max(d.quantile, floor)
+
+
+# -- control
+
+cdef inline double control_step(
+    Control* c, double error_ns, double span_ns, double wanted_ns, double grain_ns
+) noexcept nogil:
+    """How much later (positive) or earlier to play, a whole number of grains.
+
+    ``error_ns`` is how far the playout point is before its target, ``span_ns`` what is about to
+    be played, ``grain_ns`` one sample. Rising starts at once; falling starts beyond a band of
+    2 % of the delay, so that a steady stream is left alone. What the rates allow and less than a
+    grain needs is kept for the next step.
+    """
+    cdef double rate = c.raise_rate if error_ns > 0.0 else c.lower_rate
+    cdef double distance = fabs(error_ns), move
+    c.unspent = min(c.unspent + span_ns, max(span_ns, grain_ns / rate))
+    if distance < 20_000.0:
+        c.falling = False
+        return 0.0
+    if error_ns < 0.0 and not c.falling:
+        if distance < max(30_000.0, 0.02 * wanted_ns):
+            return 0.0
+        c.falling = True
+    move = floor(min(distance, rate * c.unspent) / grain_ns) * grain_ns
+    c.unspent -= move / rate
+    return move if error_ns > 0.0 else -move

@@ -1,0 +1,68 @@
+from collections.abc import Buffer
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+ACCEPTED: int
+DUPLICATE: int
+STALE: int
+REJECTED: int
+OVERFLOW: int
+
+@final
+class JitterRing:
+    def __init__(
+        self,
+        *,
+        sample_rate: int,
+        channels: int,
+        int16: bool,
+        capacity: int,
+        max_packet_frames: int,
+        ring_frames: int,
+        sequence_bits: int,
+        timestamp_bits: int,
+        late: float,
+        start_ns: float,
+        minimum_ns: float,
+        maximum_ns: float,
+        raise_rate: float,
+        lower_rate: float,
+        hold_ns: int,
+        max_pull: int,
+    ) -> None: ...
+    def push(
+        self,
+        sequence_number: int,
+        timestamp: int,
+        payload: Buffer,
+        arrival_ns: int,
+        epoch: int = 0,
+        silence: bool = False,
+    ) -> int: ...
+    def push_many(
+        self,
+        sequence_numbers: NDArray[np.int64],
+        timestamps: NDArray[np.int64],
+        payloads: NDArray[np.uint8],
+        arrivals_ns: NDArray[np.int64],
+        epoch: int = 0,
+    ) -> int: ...
+    def pull_into(self, out: Buffer, now_ns: int) -> int: ...
+    def pull_many_into(self, out: Buffer, now_ns: int, cursors: NDArray[np.int64]) -> None: ...
+    def schedule(self, now_ns: int) -> int: ...
+    def peek_into(self, out: Buffer, ahead: int = 0) -> int: ...
+    def take_into(self, out: Buffer, instead_of: int) -> int: ...
+    def hold(self, frames: int) -> None: ...
+    @property
+    def cursor_timestamp(self) -> int: ...
+    @property
+    def buffered_frames(self) -> int: ...
+    @property
+    def target_ns(self) -> int: ...
+    @property
+    def wanted_ns(self) -> int: ...
+    @property
+    def consumer_ns(self) -> int: ...
+    def counters(self) -> tuple[int, ...]: ...

@@ -1,0 +1,1 @@
+"""Laboratory of the jitter buffer: traces, exact bounds, other people's policies, replay."""
