@@ -63,7 +63,7 @@ cdef class Wsola:
         self, const float* block, Py_ssize_t frames, float threshold, bint several, float* found
     ) noexcept nogil:
         """How many frames can go or come around the seam, 15 ms into the block."""
-        cdef Py_ssize_t longest = self._longest, lag, periods, multiple
+        cdef Py_ssize_t longest = self._longest, lag, multiple
         cdef const float* seam = self._mono + longest
         cdef float other
         cdef double power
@@ -76,12 +76,9 @@ cdef class Wsola:
         if not power < 1e20:
             return 0
         lag = find_lag(seam, longest, self._shortest, longest, self._step, self._low, found)
-        periods = longest // lag
-        if several and periods > 1:
-            multiple = best_lag(
-                seam, max(lag, periods * lag - self._step), min(longest, periods * lag + self._step),
-                lag, &other,
-            )
+        if several and 2 * lag <= longest:
+            # The longest lag is between two multiples of the period: the lower one is in reach.
+            multiple = best_lag(seam, longest - lag, longest, lag, &other)
             if other >= threshold:
                 found[0] = other
                 lag = multiple

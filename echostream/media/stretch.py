@@ -115,11 +115,8 @@ class PyWsola:
         if not power < 1e20:
             return 0, 0.0
         lag, found = signal_py.find_lag(mono, longest, longest, self._shortest, longest, self._step)
-        periods = longest // lag
-        if several and periods > 1:
-            first = max(lag, periods * lag - self._step)
-            last = min(longest, periods * lag + self._step)
-            multiple, other = signal_py.best_lag(mono, longest, first, last, lag)
+        if several and 2 * lag <= longest:
+            multiple, other = signal_py.best_lag(mono, longest, longest - lag, longest, lag)
             if other >= threshold:
                 lag, found = multiple, other
         return (lag if found >= threshold else 0), found
