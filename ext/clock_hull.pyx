@@ -10,7 +10,7 @@ is piecewise linear.
 """
 
 cimport cython
-from libc.math cimport ceil, floor, llrint, sqrt
+from libc.math cimport INFINITY, ceil, floor, llrint, sqrt
 from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint32_t
 from libc.string cimport memmove
 
@@ -33,6 +33,7 @@ cdef enum:
     CAPACITY = 128
     LEVELS = 6
     ITERATIONS = 64
+    ANCHOR_AFTER = 8
 
 cdef double[LEVELS] SHARE = [1.0, 1.0 / 3, 1.0 / 10, 1.0 / 30, 1.0 / 100, 1.0 / 300]
 cdef double TOLERANCE_NS = 0.01
@@ -121,9 +122,11 @@ cdef class OffsetHull:
     cdef double _scale
     cdef double _excess
     cdef int64_t _seen
+    cdef double _anchor_rate, _anchor_deviation
+    cdef int64_t _anchor_at
     cdef readonly int64_t at
     cdef readonly int64_t reference
-    cdef readonly double low, high, rate_low, rate_high, estimate, rate
+    cdef readonly double low, high, rate_low, rate_high, estimate, rate, rate_deviation
 
     def __init__(self, double wander, double rate_expected, double rate_limit):
         self._wander = wander * sqrt(1e-9)
@@ -133,6 +136,8 @@ cdef class OffsetHull:
         self._box_high = rate_expected
         self._box_fixed = True
         self._scale = 1.0
+        self._anchor_deviation = INFINITY
+        self.rate_deviation = INFINITY
         self.rate_low = -rate_expected
         self.rate_high = rate_expected
 
@@ -156,6 +161,7 @@ cdef class OffsetHull:
         cdef double low = self.rate_low, high = self.rate_high
         self._widen(&low, &high, self._age(at))
         self._box(low - slack, high + slack, at)
+        self._anchor_deviation += slack
         self._count = 0
         self._seen = 0
 
@@ -219,10 +225,11 @@ cdef class OffsetHull:
                 self._load(now)
                 self._bound(now)
         self.at = now
-        while not self._choose() and self._scale < SCALE_MAX:
+        while not self._choose(now) and self._scale < SCALE_MAX:
             self._scale *= 2.0
             self._load(now)
             self._bound(now)
+        self._anchor()
         self._rebase()
         return dropped
 
@@ -285,9 +292,11 @@ cdef class OffsetHull:
         self.high = max(cut.bottom, top)
         return True
 
-    cdef double _widest(self, double* rate, double* value) noexcept nogil:
-        """The widest strip between the hulls: its width, slope and middle now (Kelley)."""
-        cdef double p = self.rate_low, q = self.rate_high, b
+    cdef double _widest(
+        self, double p, double q, double* rate, double* value
+    ) noexcept nogil:
+        """The widest strip of slope p to q: its width, slope and middle now (Kelley)."""
+        cdef double b
         cdef Cut left, right, cut
         cdef int i
         left = _cut(&self._upper, &self._lower, p)
@@ -316,21 +325,28 @@ cdef class OffsetHull:
         value[0] = 0.5 * (cut.top + cut.bottom)
         return cut.gap
 
-    cdef bint _choose(self) noexcept nogil:
+    cdef bint _choose(self, int64_t now) noexcept nogil:
         """The estimate: the widest strip under the smallest allowance that costs no width.
 
         False when the strip is narrower than the round trips allow on a steady clock.
         """
-        cdef double rate, value, need
-        cdef double gap = self._widest(&self.rate, &self.estimate)  # on the hulls of _solve
-        cdef bint steady = gap >= <double>self._min_rtt() - SUSPECT * self._excess
+        cdef double reach = 3.0 * (self._anchor_deviation + self._walk(now - self._anchor_at))
+        cdef double low = max(self.rate_low, self._anchor_rate - reach)
+        cdef double high = min(self.rate_high, self._anchor_rate + reach)
+        cdef double rate, value, gap, need, least = <double>self._min_rtt()
+        cdef bint steady
         cdef int level = self._level
-        need = max(0.0, gap - LOSS * self._excess)
+        if low > high:
+            low = self.rate_low
+            high = self.rate_high
+        gap = self._widest(low, high, &self.rate, &self.estimate)  # on the hulls of _solve
+        steady = gap >= least - SUSPECT * self._excess
+        need = max(0.0, min(gap, least) - LOSS * self._excess)
         if self._seen % 8 == 0 and level < LEVELS - 1:
             level += 1
         while level > 0:
             self._hulls(0, SHARE[level])
-            if self._widest(&rate, &value) >= need:
+            if self._widest(low, high, &rate, &value) >= need:
                 self.rate = rate
                 self.estimate = value
                 break
@@ -338,6 +354,21 @@ cdef class OffsetHull:
         self._level = level
         self.estimate = max(self.low, min(self.high, self.estimate))
         return steady
+
+    cdef void _anchor(self) noexcept nogil:
+        """Remember the rate, when it is known better than the remembered one by now."""
+        cdef double span = <double>(self.at - self._upper_at[0])
+        self.rate_deviation = INFINITY
+        if self._seen < ANCHOR_AFTER or span <= 0.0:
+            return
+        self.rate_deviation = self._excess / (sqrt(<double>self._count) * span)
+        if self.rate_deviation <= self._anchor_deviation + self._walk(self.at - self._anchor_at):
+            self._anchor_rate = self.rate
+            self._anchor_deviation = self.rate_deviation
+            self._anchor_at = self.at
+
+    cdef double _walk(self, int64_t age) noexcept nogil:
+        return self._scale * self._wander * sqrt(<double>age) if age > 0 else 0.0
 
     cdef void _rebase(self) noexcept nogil:
         cdef int64_t shift = llrint(self.estimate)
@@ -361,6 +392,7 @@ cdef class OffsetHull:
             low = min(low, self.rate_low)
             high = max(high, self.rate_high)
         self._box(low, high, now)
+        self._anchor_deviation = INFINITY
         self._level = 0
         self._drop(kept)
         return kept

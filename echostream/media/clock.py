@@ -25,7 +25,7 @@ WANDER = 3e-7
 a hundred times chrony's default model."""
 RATE_EXPECTED = 1e-3
 RATE_LIMIT = 0.06
-RATE_TYPICAL = 5e-5
+RATE_TYPICAL = 1e-4
 """Standard deviation of the rates between uncorrected quartz clocks."""
 RATE_SLACK = 5e-6
 """What a suspended machine's temperature may do to its rate."""
@@ -289,16 +289,16 @@ class ClockSync:
         target = now + hull.offset(hull.at) + round(self._rate * (now - hull.at))
         current = clock.peek(now)
         correction = target - current
+        jump = not clock.used
         if self._published and self._agreeing == CONFIRMATIONS and self._accepted > CONFIRMATIONS:
             low, high = hull.interval(now)
             if not low <= current - now <= high:
                 self._steps += 1
                 self._last_step_ns = correction
-                jump = abs(correction) > SLEW_LIMIT_NS
-                self._epoch += jump and clock.used
-        else:
-            jump = False
-        if jump or not clock.used:
+                if abs(correction) > SLEW_LIMIT_NS and not jump:
+                    jump = True
+                    self._epoch += 1
+        if jump:
             clock.set(now, target, self._rate, now, self._rate)
         else:
             slew = SLEW if abs(correction) <= SLEW_LIMIT_NS else SLEW_FAST
@@ -311,8 +311,7 @@ class ClockSync:
     def _believed_rate(self) -> float:
         """The estimated rate, drawn to 0 while the exchanges still say little about it."""
         hull = self._hull
-        deviation = (hull.rate_high - hull.rate_low) / 4
-        rate = hull.rate / (1.0 + (deviation / RATE_TYPICAL) ** 2)
+        rate = hull.rate / (1.0 + (hull.rate_deviation / RATE_TYPICAL) ** 2)
         return min(max(rate, hull.rate_low), hull.rate_high)
 
     def _reached(self, bound: float) -> bool:

@@ -24,7 +24,7 @@ All times and offsets are integer nanoseconds; differences to a moving reference
 from __future__ import annotations
 
 from bisect import insort
-from math import ceil, floor, sqrt
+from math import ceil, floor, inf, sqrt
 
 __all__ = ["ClockMap", "OffsetHull"]
 
@@ -39,6 +39,8 @@ SUSPECT = 0.3
 EXCESS_WEIGHT = 1 / 64
 SCALE_MAX = 64.0
 ITERATIONS = 64
+ANCHOR_AFTER = 8
+"""Exchanges after which their queueing is known well enough to tell what the rate is worth."""
 
 _Points = list[tuple[float, float]]
 _Cut = tuple[float, float, float, float]
@@ -53,7 +55,8 @@ class OffsetHull:
     ``rate_limit``: the largest that is believed at all.
 
     After :meth:`add`, relative to ``reference`` and at local time ``at``: the feasible offsets
-    ``low`` to ``high``, their rates ``rate_low`` to ``rate_high``, ``estimate`` and ``rate``.
+    ``low`` to ``high``, their rates ``rate_low`` to ``rate_high``, ``estimate`` and ``rate``, and
+    ``rate_deviation``, what queueing of the present size does to ``rate``.
     """
 
     def __init__(self, wander: float, rate_expected: float, rate_limit: float):
@@ -69,10 +72,14 @@ class OffsetHull:
         self._scale = 1.0
         self._excess = 0.0
         self._seen = 0
+        self._anchor_rate = 0.0
+        self._anchor_deviation = inf
+        self._anchor_at = 0
         self.at = 0
         self.reference = 0
         self.low = self.high = self.estimate = self.rate = 0.0
         self.rate_low, self.rate_high = self._box
+        self.rate_deviation = inf
 
     def __len__(self) -> int:
         """Exchanges in the window; at most 128, older ones are merged."""
@@ -123,6 +130,7 @@ class OffsetHull:
             self._scale *= 2.0
             self._bound(now)
         self.at = now
+        self._anchor()
         self._rebase()
         return dropped
 
@@ -130,6 +138,7 @@ class OffsetHull:
         """Drop all bounds; the range of the rate is kept, wider by ``slack`` on both sides."""
         low, high = self._widened(self.rate_low, self.rate_high, at - self.at)
         self._set_box(low - slack, high + slack, at)
+        self._anchor_deviation += slack
         self._uppers, self._lowers, self._rtts = [], [], []
         self._seen = 0
 
@@ -148,11 +157,11 @@ class OffsetHull:
     def _points(self, start: int, share: float, now: int) -> tuple[_Points, _Points]:
         """Both clouds as ``(x, y)``, relative to now and to the reference, relaxed."""
         scale = share * self._scale * self._allow
-        upper = []
+        upper: _Points = []
         for at, value in self._uppers[start:]:
             age = now - at
             upper.append((-age, value - self.reference + scale * age * sqrt(age)))
-        lower = []
+        lower: _Points = []
         for at, value in self._lowers[start:]:
             age = now - at
             lower.append((-age, value - self.reference - scale * age * sqrt(age)))
@@ -191,10 +200,9 @@ class OffsetHull:
         self.low, self.high = min(bottom, top), max(bottom, top)
         return True
 
-    def _widest(self, share: float, now: int) -> tuple[float, float, float]:
-        """The widest strip: its width, slope and middle now (Kelley's cutting planes)."""
+    def _widest(self, share: float, now: int, p: float, q: float) -> tuple[float, float, float]:
+        """The widest strip of slope p to q: its width, slope and middle now (Kelley)."""
         clouds = self._points(0, share, now)
-        p, q = self.rate_low, self.rate_high
         left, right = _cut(clouds, p), _cut(clouds, q)
         if left[1] >= 0.0:
             b, cut = p, left
@@ -220,13 +228,15 @@ class OffsetHull:
         False when the strip is narrower than the round trips allow on a steady clock.
         """
         level = self._level
-        gap, self.rate, estimate = self._widest(SHARE[0], now)
-        steady = gap >= self.min_rtt - SUSPECT * self._excess
-        need = max(0.0, gap - LOSS * self._excess)
+        low, high = self._credible(now)
+        gap, self.rate, estimate = self._widest(SHARE[0], now, low, high)
+        least = self.min_rtt
+        steady = gap >= least - SUSPECT * self._excess
+        need = max(0.0, min(gap, least) - LOSS * self._excess)
         if self._seen % 8 == 0 and level < len(SHARE) - 1:
             level += 1
         while level > 0:
-            gap, rate, value = self._widest(SHARE[level], now)
+            gap, rate, value = self._widest(SHARE[level], now, low, high)
             if gap >= need:
                 self.rate, estimate = rate, value
                 break
@@ -234,6 +244,30 @@ class OffsetHull:
         self._level = level
         self.estimate = max(self.low, min(self.high, estimate))
         return steady
+
+    def _credible(self, now: int) -> tuple[float, float]:
+        """Rates near the one that was known best: where a route changed, the widest strip is a
+        tilted one, although the clocks run as before."""
+        reach = 3.0 * (self._anchor_deviation + self._walk(now - self._anchor_at))
+        low = max(self.rate_low, self._anchor_rate - reach)
+        high = min(self.rate_high, self._anchor_rate + reach)
+        return (low, high) if low <= high else (self.rate_low, self.rate_high)
+
+    def _anchor(self) -> None:
+        """Remember the rate, when it is known better than the remembered one by now."""
+        span = self.at - self.oldest
+        if self._seen < ANCHOR_AFTER or span <= 0:
+            self.rate_deviation = inf
+            return
+        self.rate_deviation = self._excess / (sqrt(len(self._rtts)) * span)
+        aged = self._anchor_deviation + self._walk(self.at - self._anchor_at)
+        if self.rate_deviation <= aged:
+            self._anchor_rate = self.rate
+            self._anchor_deviation = self.rate_deviation
+            self._anchor_at = self.at
+
+    def _walk(self, age: int) -> float:
+        return self._scale * self._wander * sqrt(max(age, 0))
 
     def _change(self, now: int) -> int:
         """No line fits: keep the newest that one line fits, at the rate known until now.
@@ -247,6 +281,7 @@ class OffsetHull:
         if wide < kept and self._solve(wide, -self._limit, self._limit, now):
             low, high = min(low, self.rate_low), max(high, self.rate_high)
         self._set_box(low, high, now)
+        self._anchor_deviation = inf
         self._level = 0
         del self._uppers[:kept], self._lowers[:kept], self._rtts[:kept]
         return kept

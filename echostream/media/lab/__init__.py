@@ -1,0 +1,1 @@
+"""Simulated clocks and paths, and other projects' filters as yardsticks: for tests and benches."""
