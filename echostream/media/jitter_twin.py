@@ -20,10 +20,7 @@ ACCEPTED, DUPLICATE, STALE, REJECTED, OVERFLOW = range(5)
 SECOND = 1_000_000_000
 BAND = 20_000
 FOREVER = 2**63 - 1
-COUNTERS = (
-    "expected received duplicates stale rejected overflows restarts late played played_frames "
-    "concealed events silent raised lowered skipped flushed"
-).split()
+COUNTERS = ["expected", "received", "duplicates", "stale", "rejected", "overflows", "restarts", "late", "played", "played_frames", "concealed", "events", "silent", "raised", "lowered", "skipped", "flushed"]
 
 
 def to_ns(frames: int, rate: int) -> int:
@@ -384,9 +381,7 @@ class JitterRing:
     def _out(self, out: Any) -> NDArray[np.float32]:
         array = np.asarray(out)
         if array.dtype != np.float32 or array.size % self._channels:
-            raise ValueError(
-                f"out is a C-contiguous float32 array of frames of {self._channels}"
-            )
+            raise ValueError(f"out is a C-contiguous float32 array of frames of {self._channels}")
         frames = array.reshape(-1, self._channels)
         if len(frames) > self._max_pull:
             raise ValueError(f"one pull is at most {self._max_pull} frames, not {len(frames)}")
