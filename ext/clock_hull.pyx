@@ -224,6 +224,7 @@ cdef class OffsetHull:
                 self._rtt[0] = rtt
                 self._load(now)
                 self._bound(now)
+            self._seen = self._count
         self.at = now
         while not self._choose(now) and self._scale < SCALE_MAX:
             self._scale *= 2.0

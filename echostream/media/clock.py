@@ -309,9 +309,10 @@ class ClockSync:
         self._published = True
 
     def _believed_rate(self) -> float:
-        """The estimated rate, drawn to 0 while the exchanges still say little about it."""
+        """The estimated rate; while the exchanges say little about it, rather the last one."""
         hull = self._hull
-        rate = hull.rate / (1.0 + (hull.rate_deviation / RATE_TYPICAL) ** 2)
+        trust = 1.0 / (1.0 + (hull.rate_deviation / RATE_TYPICAL) ** 2)
+        rate = self._rate + trust * (hull.rate - self._rate)
         return min(max(rate, hull.rate_low), hull.rate_high)
 
     def _reached(self, bound: float) -> bool:

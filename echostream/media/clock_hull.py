@@ -126,6 +126,7 @@ class OffsetHull:
                 self._lowers = [(lower_at, lower)]
                 self._rtts = [rtt]
                 self._bound(now)
+            self._seen = len(self._rtts)
         while not self._choose(now) and self._scale < SCALE_MAX:
             self._scale *= 2.0
             self._bound(now)
