@@ -25,6 +25,9 @@ REORDERING_WINDOW = 1024
 PRESUMED_LOST = 512
 """Packets declared lost that are remembered in case that they were only late."""
 
+LATEST = 0.25
+"""Seconds that waiting for a late packet may add to the time threshold at most."""
+
 CALM_EVENTS = 16
 """Loss events without a late packet after which tolerance is halved (RFC 8985, section 6.2)."""
 
@@ -158,9 +161,9 @@ class AdaptiveRecovery(QuicPacketRecovery):
             sent_time = self._presumed_lost.pop(number)
             self.packets_lost -= 1
             self._event_lost.discard(number)
-            distance = space.largest_acked_packet - number + 1
+            distance = 2 * (space.largest_acked_packet - number + 1)
             self.packet_threshold = min(max(self.packet_threshold, distance), REORDERING_WINDOW)
-            self.late_by = max(self.late_by, now - sent_time - base)
+            self.late_by = min(max(self.late_by, 2 * (now - sent_time - base)), LATEST)
         self._calm_events = 0
         if not self._event_lost and self._before_event is not None:
             window = self._cc.congestion_window
@@ -174,9 +177,7 @@ class AdaptiveRecovery(QuicPacketRecovery):
             if self._rtt_initialized
             else self._rtt_initial
         )
-        if self.late_by:
-            # Never later than a probe would ask (RFC 9002, section 6.2.1).
-            delay = max(delay, min(delay + self.late_by, self.get_probe_timeout()))
+        delay += self.late_by
         largest = space.largest_acked_packet
         lost_number = largest - self.packet_threshold
         lost_time = now - delay
@@ -197,9 +198,8 @@ class AdaptiveRecovery(QuicPacketRecovery):
     def _declare_lost(self, lost: list[QuicSentPacket], now: float, space: QuicPacketSpace) -> None:
         persistent = self._in_persistent_congestion(packets=lost)
         window = self._cc.congestion_window
-        before = {
-            name: value for name, value in vars(self._cc).items() if name not in _NOT_OF_AN_EVENT
-        }
+        before = {k: v for k, v in vars(self._cc).items() if k not in _NOT_OF_AN_EVENT}
+        before["ssthresh"] = self._cc.ssthresh  # until it is first set it is the class's
         self._on_packets_lost(now=now, packets=lost, persistent_congestion=persistent, space=space)
         numbers = [packet.packet_number for packet in lost if packet.in_flight]
         self.packets_lost += len(numbers)
