@@ -11,28 +11,33 @@ __all__ = ["EventOrder"]
 
 MAX_AHEAD = 65_536
 MAX_HELD_BYTES = 16 * 1024 * 1024
+HELD_OVERHEAD = 256
+"""Bytes that an event is counted for beyond its payload."""
 
 
 class EventOrder:
     """Holds an event until the one that it names as predecessor was released.
 
     Numbers count from 1 in one direction of one connection. What came is remembered as a
-    contiguous run plus the numbers beyond it, so the usual case costs one comparison.
+    contiguous run plus the numbers beyond it, so the usual case costs one comparison. Whatever the
+    peer sends, an event costs constant time.
     """
 
-    __slots__ = ("_beyond", "_held", "_held_bytes", "_next", "_waiting")
+    __slots__ = ("_beyond", "_held", "_held_bytes", "_next", "_queues", "_wanted")
 
     def __init__(self) -> None:
         self._next = 1
         self._beyond: set[int] = set()
-        self._waiting: dict[str, deque[tuple[int, EventReceived]]] = {}
-        self._held = 0
+        self._held: set[int] = set()
         self._held_bytes = 0
+        # Per name what is held, in order; per number the names whose first waits for it.
+        self._queues: dict[str, deque[tuple[int, EventReceived]]] = {}
+        self._wanted: dict[int, list[str]] = {}
 
     @property
     def held(self) -> int:
         """Events that wait for a predecessor."""
-        return self._held
+        return len(self._held)
 
     @property
     def delivered(self) -> int:
@@ -43,26 +48,22 @@ class EventOrder:
         """Take one event. Returns what may be delivered now, in order; ``None`` for a repeated
         number. Raises ``ProtocolError`` where the peer asks to hold more than the bounds."""
         number = event.number
-        if number < self._next or number in self._beyond:
+        if self._released(number) or number in self._held:
             return None
         if number >= self._next + MAX_AHEAD:
             raise ProtocolError(f"event number {number} is too far ahead of {self._next}")
-        if not self._waiting and (predecessor <= 0 or self._released(predecessor)):
-            self._mark(number)
-            return [event]
-        queue = self._waiting.get(event.name)
+        queue = self._queues.get(event.name)
         if queue is None and (predecessor <= 0 or self._released(predecessor)):
             self._mark(number)
-            return [event, *self._drain()]
+            return [event, *self._released_by(number)] if self._held else [event]
         if predecessor >= number:
             raise ProtocolError(f"event {number} names {predecessor} as its predecessor")
         if queue is None:
-            queue = self._waiting[event.name] = deque()
-        if any(waiting.number == number for _, waiting in queue):
-            return None
+            queue = self._queues[event.name] = deque()
+            self._wanted.setdefault(predecessor, []).append(event.name)
         queue.append((predecessor, event))
-        self._held += 1
-        self._held_bytes += len(event.payload)
+        self._held.add(number)
+        self._held_bytes += len(event.payload) + HELD_OVERHEAD
         if self._held_bytes > MAX_HELD_BYTES:
             raise ProtocolError(f"events that wait for predecessors exceed {MAX_HELD_BYTES} bytes")
         return []
@@ -79,20 +80,24 @@ class EventOrder:
         else:
             self._beyond.add(number)
 
-    def _drain(self) -> list[EventReceived]:
+    def _released_by(self, number: int) -> list[EventReceived]:
+        """What the release of ``number`` sets free."""
         out: list[EventReceived] = []
-        progress = True
-        while progress:
-            progress = False
-            for name in list(self._waiting):
-                queue = self._waiting[name]
-                while queue and (queue[0][0] <= 0 or self._released(queue[0][0])):
-                    _, event = queue.popleft()
-                    self._held -= 1
-                    self._held_bytes -= len(event.payload)
+        released = deque([number])
+        while released:
+            for name in self._wanted.pop(released.popleft(), ()):
+                queue = self._queues[name]
+                while queue:
+                    predecessor, event = queue[0]
+                    if predecessor > 0 and not self._released(predecessor):
+                        self._wanted.setdefault(predecessor, []).append(name)
+                        break
+                    queue.popleft()
+                    self._held.discard(event.number)
+                    self._held_bytes -= len(event.payload) + HELD_OVERHEAD
                     self._mark(event.number)
+                    released.append(event.number)
                     out.append(event)
-                    progress = True
-                if not queue:
-                    del self._waiting[name]
+                else:
+                    del self._queues[name]
         return out

@@ -15,7 +15,15 @@ from zlib import crc32
 from echostream.protocol.carrier import Carrier
 from echostream.protocol.frames import EVENT, encode_frame
 
-__all__ = ["CALL_LANES", "EVENT_LANES", "LANE_LIMIT", "OWN_STREAM_SIZE", "Outbox"]
+__all__ = [
+    "CALL_LANES",
+    "EVENT_LANES",
+    "LANE_LIMIT",
+    "LARGE_LIMIT",
+    "OWN_STREAM_SIZE",
+    "QUEUE_HIGH",
+    "Outbox",
+]
 
 CALL_LANES = 4
 EVENT_LANES = 2
@@ -23,6 +31,13 @@ OWN_STREAM_SIZE = 16 * 1024
 """A frame of this size or more gets a QUIC stream of its own."""
 LANE_LIMIT = 256 * 1024
 """Unacknowledged bytes on one lane above which frames wait here, where priority and age count."""
+LARGE_LIMIT = 1024 * 1024
+"""Unacknowledged bytes of messages with streams of their own above which the next one waits here:
+more on the way makes none of them faster, and the receiver has to hold what is not complete."""
+QUEUE_HIGH = 1024 * 1024
+"""Bytes that wait here above which callers, emitters and answers wait."""
+ENTRY = 128
+"""Bytes that an entry of a queue is counted for beyond its content."""
 PRIORITIES = 8
 _NEVER = float("inf")
 _Event: TypeAlias = tuple[float, str, bytes, bytes | None, int]
@@ -43,6 +58,7 @@ class Outbox:
         "_events",
         "_large",
         "_large_events",
+        "_large_streams",
         "_turn",
         "expired",
         "queued_bytes",
@@ -60,6 +76,7 @@ class Outbox:
         self._event_number = 0
         self._large: deque[tuple[float, bytes]] = deque()
         self._large_events: dict[str, int] = {}
+        self._large_streams: list[int] = []
         self._turn = 0
         self.queued_bytes = 0
         self.expired = 0
@@ -75,7 +92,7 @@ class Outbox:
             self._large.append((deadline, frame))
         else:
             self._calls[priority].append((deadline, frame))
-        self.queued_bytes += len(frame)
+        self.queued_bytes += len(frame) + ENTRY
 
     def event(
         self,
@@ -90,7 +107,7 @@ class Outbox:
         The number is given when it is written, so that an expired event leaves no gap."""
         lane = crc32(name.encode()) % EVENT_LANES
         self._events[lane].append((deadline, name, payload, metadata, priority))
-        self.queued_bytes += len(payload)
+        self.queued_bytes += len(payload) + ENTRY
 
     @property
     def idle(self) -> bool:
@@ -118,14 +135,32 @@ class Outbox:
         for index, events in enumerate(self._events):
             if events:
                 self._write_events(index, now)
-        while self._large:
+        while self._large and self._large_room():
             deadline, frame = self._large.popleft()
-            self.queued_bytes -= len(frame)
+            self.queued_bytes -= len(frame) + ENTRY
             if deadline < now:
                 self.expired += 1
                 continue
-            stream_id = self._carrier.open_stream(False)
-            self._carrier.send_stream(stream_id, frame, True)
+            self._write_large(frame)
+
+    def carries(self, stream_id: int) -> bool:
+        """Whether messages that nobody else knows of travel on this stream of ours."""
+        return stream_id >= 0 and (
+            stream_id == self._control_id
+            or stream_id in self._call_lanes
+            or stream_id in self._event_lanes
+            or stream_id in self._large_streams
+        )
+
+    def _large_room(self) -> bool:
+        buffered = self._carrier.buffered
+        self._large_streams = [s for s in self._large_streams if buffered(s)]
+        return sum(map(buffered, self._large_streams)) < LARGE_LIMIT
+
+    def _write_large(self, frame: bytes) -> None:
+        stream_id = self._carrier.open_stream(False)
+        self._carrier.send_stream(stream_id, frame, True)
+        self._large_streams.append(stream_id)
 
     def _write_calls(self, now: float) -> None:
         self._turn += 1
@@ -145,7 +180,7 @@ class Outbox:
         for queue in self._calls:
             while queue and space > 0:
                 deadline, frame = queue.popleft()
-                self.queued_bytes -= len(frame)
+                self.queued_bytes -= len(frame) + ENTRY
                 if deadline < now:
                     self.expired += 1
                     continue
@@ -162,8 +197,10 @@ class Outbox:
         space = LANE_LIMIT - self._carrier.buffered(lane)
         out: list[bytes] = []
         while queue and space > 0:
+            if len(queue[0][2]) >= OWN_STREAM_SIZE and not self._large_room():
+                break
             deadline, name, payload, metadata, priority = queue.popleft()
-            self.queued_bytes -= len(payload)
+            self.queued_bytes -= len(payload) + ENTRY
             if deadline < now:
                 self.expired += 1
                 continue
@@ -182,6 +219,6 @@ class Outbox:
             if len(payload) < OWN_STREAM_SIZE:
                 out.append(frame)
             else:
-                self._carrier.send_stream(self._carrier.open_stream(False), frame, True)
+                self._write_large(frame)
         if out:
             self._carrier.send_stream(lane, b"".join(out), False)

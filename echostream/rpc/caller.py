@@ -14,6 +14,7 @@ from echostream.errors import (
     ResourceExhausted,
 )
 from echostream.protocol import payload as payloads
+from echostream.protocol.outbox import QUEUE_HIGH
 from echostream.rpc.call import Metadata, encode_metadata
 from echostream.rpc.registry import check_name
 
@@ -160,7 +161,7 @@ class Caller:
         check_name(event, "emit")
         if max_age is not None or priority != 3 or delivery != "reliable":
             check_options(max_age=max_age, priority=priority, delivery=delivery)
-        if peer.busy:
+        if peer.busy or peer.protocol.outbox.queued_bytes > QUEUE_HIGH:
             await peer.wait_writable()
         if delivery == "realtime":
             peer.protocol.emit_datagram(event, data, encode_metadata(metadata))
@@ -221,7 +222,7 @@ class Caller:
     ) -> bool:
         """Emit what is encoded already; ``False`` where it would have to wait."""
         peer = self._live_peer
-        if peer is None or peer.busy:
+        if peer is None or peer.busy or peer.protocol.outbox.queued_bytes > QUEUE_HIGH:
             return False
         try:
             peer.protocol.emit(

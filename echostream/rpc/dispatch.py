@@ -33,6 +33,7 @@ logger = logging.getLogger("echostream.rpc")
 MAX_UNHANDLED_EVENTS = 1024
 MAX_UNHANDLED_BYTES = 1024 * 1024
 MAX_EARLY = 4096
+MAX_EARLY_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Dispatcher:
         self._max_calls = max_calls
         self._ready = False
         self._early: deque[Any] = deque()
+        self._early_bytes = 0
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._expired: set[int] = set()
         self._streams: set[asyncio.Task[None]] = set()
@@ -84,6 +86,7 @@ class Dispatcher:
         """The ``on_connect`` hooks are through: serve what came meanwhile, and all that follows."""
         self._ready = True
         early, self._early = self._early, deque()
+        self._early_bytes = 0
         for event in early:
             if isinstance(event, ev.RequestReceived):
                 self.request(event)
@@ -160,7 +163,9 @@ class Dispatcher:
         for early in self._early:
             if isinstance(early, ev.RequestReceived) and early.call_id == event.call_id:
                 self._early.remove(early)
+                self._early_bytes -= len(early.payload)
                 return
+        self._peer.stray()
 
     def _expire(self, call_id: int) -> None:
         if call_id in self._calls:
@@ -199,6 +204,8 @@ class Dispatcher:
                 )
             )
             result = await route.call(self._context, argument)
+            if peer.busy:
+                await peer.wait_writable()  # the call counts as running until there is room
             peer.protocol.answer_call(call_id, payloads.encode(result), event.priority)
             self.calls_served += 1
         except asyncio.CancelledError:
@@ -349,7 +356,10 @@ class Dispatcher:
     # Tasks.
 
     def _defer(self, event: Any) -> None:
-        if len(self._early) >= MAX_EARLY:
+        self._early_bytes += len(
+            event.options if isinstance(event, ev.StreamOpened) else event.payload
+        )
+        if len(self._early) >= MAX_EARLY or self._early_bytes > MAX_EARLY_BYTES:
             self._peer.close(Close.EXCESSIVE_LOAD, "too much before the session was accepted")
             return
         self._early.append(event)

@@ -11,15 +11,18 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from echostream.codes import Close, Status
+from echostream.codes import Close, Reset, Status
 from echostream.errors import ConnectionClosed, DeadlineExceeded, Unavailable, error_for
 from echostream.protocol import events as ev
 from echostream.protocol import payload as payloads
+from echostream.protocol.assembly import Account
 from echostream.protocol.hello import Limits
+from echostream.protocol.outbox import QUEUE_HIGH
 from echostream.protocol.session import ProtocolSession
 from echostream.rpc.dispatch import Dispatcher, Routes
 from echostream.transport import engine as en
 from echostream.transport.connection import Connection, closed_error
+from echostream.transport.quic.budget import Budget
 
 if TYPE_CHECKING:
     from echostream.rpc.stream import StreamReceiver, StreamSender
@@ -29,20 +32,35 @@ __all__ = ["Peer"]
 logger = logging.getLogger("echostream.rpc")
 
 HELLO_TIMEOUT_S = 10.0
-QUEUE_HIGH = 1024 * 1024
-"""Bytes that wait for lane space above which callers and emitters wait."""
 QUEUE_LOW = 256 * 1024
+UNREAD_LIMIT = 4 * 1024 * 1024
+"""Bytes above ``QUEUE_HIGH`` and the largest message: refusals that the peer does not read."""
+_STOPPED: dict[int, str] = {
+    Reset.TOO_SLOW: "one grew by less than its limit stall allows",
+    Reset.TOO_LARGE: "more was unfinished than its limit assembly allows",
+}
+PROGRESS_S = 1.0
+"""How often unfinished messages are looked at, while there are any."""
+TURN_EVENTS = 512
+"""Events that one connection has handled in one turn of the loop; then the others are served."""
+STRAY_BURST, STRAY_RATE = 4096, 1000.0
+"""Frames about calls and streams that do not exist: some follow every cancellation."""
 
 
 class Peer:
     """One live connection, as both sides use it. ``context`` is what handlers are given."""
 
     def __init__(
-        self, connection: Connection, limits: Limits, routes: Routes, context: Any
+        self,
+        connection: Connection,
+        limits: Limits,
+        routes: Routes,
+        context: Any,
+        total: Account | None = None,
     ) -> None:
         self.connection = connection
         self.loop = asyncio.get_running_loop()
-        self.protocol = ProtocolSession(connection.engine, limits)
+        self.protocol = ProtocolSession(connection.engine, limits, total)
         self.calls: dict[int, asyncio.Future[bytes]] = {}
         self.senders: dict[int, StreamSender] = {}
         self.receivers: dict[int, StreamReceiver] = {}
@@ -60,6 +78,10 @@ class Peer:
         self._slot_waiters: deque[asyncio.Future[None]] = deque()
         self._stream_waiters: dict[int, list[tuple[int, asyncio.Future[None]]]] = {}
         self._pumping = False
+        self._pumped = 0
+        self._resting: asyncio.Handle | None = None
+        self._strays = Budget(STRAY_BURST, STRAY_RATE)
+        self._progress_timer: asyncio.TimerHandle | None = None
         self._hello_timer = self.loop.call_later(HELLO_TIMEOUT_S, self._no_hello)
         self._on: dict[type, Callable[[Any], None]] = {
             ev.HelloReceived: self._on_hello,
@@ -151,6 +173,7 @@ class Peer:
 
     def before_flush(self, now: float) -> None:
         """Write what is queued; let those go on who waited for space."""
+        self._pumped = 0
         outbox = self.protocol.outbox
         outbox.flush(now)
         if self._stream_waiters:
@@ -160,17 +183,41 @@ class Peer:
             _release(self._write_waiters)
 
     def pump(self) -> None:
-        """Take out and dispatch what the inbox has."""
-        if self._pumping:
+        """Take out and dispatch what the inbox has; a flood continues on the loop's next turn."""
+        if self._pumping or self._resting is not None:
             return
         self._pumping = True
+        inbox = self.protocol.inbox
         try:
-            next_event = self.protocol.inbox.next_event
+            next_event = inbox.next_event
             on = self._on
             while (event := next_event()) is not None:
                 on[type(event)](event)
+                self._pumped += 1
+                if self._pumped >= TURN_EVENTS and self._ended is None:
+                    self._resting = self.loop.call_soon(self._go_on)
+                    break
         finally:
             self._pumping = False
+        if inbox.unfinished and self._progress_timer is None:
+            self._progress_timer = self.loop.call_later(PROGRESS_S, self._check_progress)
+
+    def _go_on(self) -> None:
+        self._resting = None
+        self._pumped = 0
+        self.pump()
+        self.connection.wake()
+
+    def _check_progress(self) -> None:
+        self._progress_timer = None
+        self.protocol.inbox.check_progress(self.connection.clock())
+        self.pump()
+        self.connection.wake()
+
+    def stray(self) -> None:
+        """A frame came about what does not exist (any more): a few are normal."""
+        if not self._strays.spend(self.connection.clock()):
+            self.close(Close.EXCESSIVE_LOAD, "too many frames about calls or streams unknown here")
 
     def resume(self, stream_id: int) -> None:
         """A consumer has room again for what a stream carries."""
@@ -268,6 +315,7 @@ class Peer:
         future = self.calls.get(event.call_id)
         if future is None or future.done():
             self.late_answers += 1
+            self.stray()
         else:
             future.set_result(event.payload)
 
@@ -289,6 +337,7 @@ class Peer:
             sender.refused(error)
         else:
             self.late_answers += 1
+            self.stray()
 
     # Session.
 
@@ -314,6 +363,8 @@ class Peer:
         sender = self.senders.get(event.alias)
         if sender is not None:
             sender.accepted(event.options)
+        else:
+            self.stray()
 
     def _on_media(self, event: ev.MediaReceived) -> None:
         receiver = self.receivers.get(event.alias)
@@ -326,6 +377,8 @@ class Peer:
         receiver = self.receivers.get(event.alias)
         if receiver is not None:
             receiver.ended(event.packets)
+        else:
+            self.stray()
 
     def _on_stream_aborted(self, event: ev.StreamAborted) -> None:
         receiver = self.receivers.get(event.alias)
@@ -334,23 +387,41 @@ class Peer:
         sender = self.senders.get(event.alias)
         if sender is not None:
             sender.stopped(event.code, event.message)
+        if receiver is None and sender is None:
+            self.stray()
 
     def _on_stream_flushed(self, event: ev.StreamFlushed) -> None:
         receiver = self.receivers.get(event.alias)
         if receiver is not None:
             receiver.flushed(event.epoch)
+        else:
+            self.stray()
 
     def _on_stop_sending(self, event: en.StopSending) -> None:
+        lost = self.protocol.outbox.carries(event.stream_id)
         self.connection.engine.reset_stream(event.stream_id, event.code)
         for sender in list(self.senders.values()):
             if sender.stream_id == event.stream_id:
                 sender.stopped(event.code, "")
+        if lost:
+            # Whoever waits for an answer to what it carried would wait for ever.
+            why = _STOPPED.get(event.code, f"code {event.code:#x}")
+            self.close(Close.PROTOCOL_ERROR, f"the peer stopped a stream of messages: {why}")
 
     # The end.
 
     def _on_closed(self, event: en.Closed) -> None:
-        self._ended = error = closed_error(event)
-        self._hello_timer.cancel()
+        error = closed_error(event)
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+        self._ended = error
+        if not self._pumping:
+            self.pump()  # what had to rest came before the end
+        self.protocol.inbox.close()
+        for timer in (self._hello_timer, self._progress_timer):
+            if timer is not None:
+                timer.cancel()
         self.busy = True
         for future in self.calls.values():
             if not future.done():
@@ -379,6 +450,9 @@ class Peer:
         """Answer a call or a stream with a status."""
         self.protocol.fail_call(call_id, status, message)
         self.connection.wake()
+        unread = QUEUE_HIGH + self.protocol.limits.message_size + UNREAD_LIMIT
+        if self.protocol.outbox.queued_bytes > unread:
+            self.close(Close.EXCESSIVE_LOAD, "the peer asks on and does not read the answers")
 
 
 def _copy(error: ConnectionClosed) -> ConnectionClosed:
