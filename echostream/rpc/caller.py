@@ -103,7 +103,11 @@ class Caller:
         if timeout is not None or max_age is not None or priority != 3:
             check_options(timeout=timeout, max_age=max_age, priority=priority)
         decode = payloads.decode if returns is None else payloads.decoder(returns)
-        if peer.busy or len(peer.calls) >= peer.call_limit:
+        if (
+            peer.busy
+            or len(peer.calls) >= peer.call_limit
+            or peer.protocol.outbox.queued_bytes > QUEUE_HIGH
+        ):
             await peer.wait_call_slot(timeout)
         loop = peer.loop
         call_id = peer.protocol.start_call(

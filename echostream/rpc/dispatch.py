@@ -20,6 +20,7 @@ from echostream.codes import Close, Reset, Status
 from echostream.errors import ConnectionClosed, InvalidPayload, RpcError
 from echostream.protocol import events as ev
 from echostream.protocol import payload as payloads
+from echostream.protocol.outbox import QUEUE_HIGH
 from echostream.rpc.call import Call, _current, decode_metadata
 from echostream.rpc.registry import Registry, Route
 
@@ -204,7 +205,7 @@ class Dispatcher:
                 )
             )
             result = await route.call(self._context, argument)
-            if peer.busy:
+            if peer.protocol.outbox.queued_bytes > QUEUE_HIGH:
                 await peer.wait_writable()  # the call counts as running until there is room
             peer.protocol.answer_call(call_id, payloads.encode(result), event.priority)
             self.calls_served += 1

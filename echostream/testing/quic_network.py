@@ -7,6 +7,7 @@ in the time that the packets take to compute.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Self
@@ -23,7 +24,7 @@ from echostream.transport.quic.engine import client_engine
 
 __all__ = ["QuicNetwork", "quic_pair"]
 
-SERVER_HOST = "server"
+SERVER_HOST = "198.51.100.1"  # TEST-NET-2 (RFC 5737)
 SERVER_PORT = 4433
 
 
@@ -56,10 +57,10 @@ class QuicNetwork:
         await self._stack.aclose()
 
     async def serve(self, server: ServerBuilder | None = None) -> RpcServer:
-        """Start a server at ``("server", 4433)``, with a new identity unless it has one."""
+        """Start a server at ``198.51.100.1:4433``, with a new identity unless it has one."""
         server = server or ServerBuilder()
         if server._address is None:
-            server.bind(("server", SERVER_PORT))
+            server.bind((SERVER_HOST, SERVER_PORT))
         if server._identity is None:
             server.identity(Identity.ephemeral())
         running = _QuicServer(server, self.memory)
@@ -79,7 +80,7 @@ class QuicNetwork:
         if client._address is None:
             client.connect((SERVER_HOST, SERVER_PORT))
         self._clients += 1
-        host = f"client-{self._clients}"
+        host = str(ipaddress.IPv4Address("10.0.0.0") + self._clients)
         self._impair(host, up or Impairment(), down or Impairment())
         endpoint = self.memory.endpoint(host)
         connected = _QuicClient(client, endpoint)
