@@ -33,6 +33,9 @@ logger = logging.getLogger("echostream.rpc")
 
 MAX_UNHANDLED_EVENTS = 1024
 MAX_UNHANDLED_BYTES = 1024 * 1024
+HINTS = 32
+"""Unknown names of one peer that are compared with the known ones: that is dear, and whoever meant
+well has read it by then."""
 MAX_EARLY = 4096
 MAX_EARLY_BYTES = 8 * 1024 * 1024
 
@@ -57,6 +60,7 @@ class Dispatcher:
         self._ready = False
         self._early: deque[Any] = deque()
         self._early_bytes = 0
+        self._hints = HINTS
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._expired: set[int] = set()
         self._streams: set[asyncio.Task[None]] = set()
@@ -132,7 +136,7 @@ class Dispatcher:
             return
         route = self._routes.handlers.get(event.method)
         if route is None:
-            hint = self._routes.handlers.suggestion(event.method)
+            hint = self._hint(self._routes.handlers, event.method)
             peer.refuse(call_id, Status.UNIMPLEMENTED, f"no handler {event.method[:128]!r}{hint}")
             return
         if len(self._calls) >= self._max_calls:
@@ -326,7 +330,7 @@ class Dispatcher:
                 self._own(self._receive(route, receiver), self._streams)
                 return
         if refusal is None:
-            hint = self._routes.streams.suggestion(event.name)
+            hint = self._hint(self._routes.streams, event.name)
             refusal = (Status.UNIMPLEMENTED, f"no stream handler {event.name[:128]!r}{hint}")
         peer.protocol.inbox.stop(event.alias, Reset.REFUSED)
         peer.refuse(event.alias, *refusal)
@@ -353,6 +357,12 @@ class Dispatcher:
             receiver.close(Reset.HANDLER_FAILED)
         else:
             receiver.close(Reset.CANCELLED)
+
+    def _hint(self, known: Registry, name: str) -> str:
+        if self._hints <= 0:
+            return ""
+        self._hints -= 1
+        return known.suggestion(name)
 
     # Tasks.
 
