@@ -66,8 +66,10 @@ async def timed(client: RpcClient, size: int, took: list[float], priority: int =
     took.append(loop.time() - start)
 
 
-async def calls(load: Load, *, burst: int = 1, large: int = 0, large_size: int = 0) -> list[float]:
-    """1,000 calls of 100 bytes per second, ``burst`` at a time; the time of each, s. Beside them
+async def calls(
+    load: Load, *, rate: int = 1000, burst: int = 1, large: int = 0, large_size: int = 0
+) -> list[float]:
+    """``rate`` calls of 100 bytes per second, ``burst`` at a time; the time of each, s. Beside them
     ``large`` calls per second of ``large_size`` bytes, which are not timed."""
     took: list[float] = []
     builder = ServerBuilder().handler(echo).limits(calls=100_000)
@@ -76,13 +78,13 @@ async def calls(load: Load, *, burst: int = 1, large: int = 0, large_size: int =
         asyncio.TaskGroup() as group,
     ):
         await client.request("echo", bytes(1))
-        every = 1000 // burst // large if large else 0
-        for turn in range(int(load.seconds * 1000 / burst)):
+        every = rate // burst // large if large else 0
+        for turn in range(int(load.seconds * rate / burst)):
             for _ in range(burst):
                 group.create_task(timed(client, 100, took))
             if every and turn % every == 0:
                 group.create_task(timed(client, large_size, []))
-            await asyncio.sleep(burst / 1000)
+            await asyncio.sleep(burst / rate)
     return took
 
 
@@ -187,15 +189,18 @@ def main() -> None:
                 )
                 print(f"{p99[lanes] / p99[1]:.2f} of one stream for all", flush=True)
     if "mixed" in options.what:
-        for size in (6000, 24_000):
+        for size, large in ((6000, 20), (24_000, 5)):  # what 2 % of loss leaves of the rate
             lines = []
             for threshold in OWN_STREAM_SIZES:
                 with constants(OWN_STREAM_SIZE=threshold):
                     samples = pooled(
-                        lambda load, size=size: calls(load, large=50, large_size=size), options
+                        lambda load, size=size, large=large: calls(
+                            load, rate=100, large=large, large_size=size
+                        ),
+                        options,
                     )
                 lines.append(row(f"own stream from {threshold} bytes", samples)[1])
-            table(f"Small calls beside 50 of {size} bytes per second", lines)
+            table(f"100 small calls beside {large} of {size} bytes per second", lines)
     if "events" in options.what:
         lines = []
         for lanes in EVENT_LANES:

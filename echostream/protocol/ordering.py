@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from heapq import heappop, heappush
 
 from echostream.errors import ProtocolError
 from echostream.protocol.events import EventReceived
@@ -20,7 +21,7 @@ class EventOrder:
 
     Numbers count from 1 in one direction of one connection. What came is remembered as a
     contiguous run plus the numbers beyond it, so the usual case costs one comparison. Whatever the
-    peer sends, an event costs constant time.
+    peer sends, an event costs at most the logarithm of how many are held.
     """
 
     __slots__ = ("_beyond", "_held", "_held_bytes", "_next", "_queues", "_wanted")
@@ -30,8 +31,9 @@ class EventOrder:
         self._beyond: set[int] = set()
         self._held: set[int] = set()
         self._held_bytes = 0
-        # Per name what is held, in order; per number the names whose first waits for it.
-        self._queues: dict[str, deque[tuple[int, EventReceived]]] = {}
+        # Per name what is held, as a heap of (number, predecessor, event); per number the names
+        # whose first may wait for it.
+        self._queues: dict[str, list[tuple[int, int, EventReceived]]] = {}
         self._wanted: dict[int, list[str]] = {}
 
     @property
@@ -53,15 +55,17 @@ class EventOrder:
         if number >= self._next + MAX_AHEAD:
             raise ProtocolError(f"event number {number} is too far ahead of {self._next}")
         queue = self._queues.get(event.name)
-        if queue is None and (predecessor <= 0 or self._released(predecessor)):
+        first = queue is None or number < queue[0][0]
+        if first and (predecessor <= 0 or self._released(predecessor)):
             self._mark(number)
             return [event, *self._released_by(number)] if self._held else [event]
         if predecessor >= number:
             raise ProtocolError(f"event {number} names {predecessor} as its predecessor")
         if queue is None:
-            queue = self._queues[event.name] = deque()
+            queue = self._queues[event.name] = []
+        if first:
             self._wanted.setdefault(predecessor, []).append(event.name)
-        queue.append((predecessor, event))
+        heappush(queue, (number, predecessor, event))
         self._held.add(number)
         self._held_bytes += len(event.payload) + HELD_OVERHEAD
         if self._held_bytes > MAX_HELD_BYTES:
@@ -86,18 +90,18 @@ class EventOrder:
         released = deque([number])
         while released:
             for name in self._wanted.pop(released.popleft(), ()):
-                queue = self._queues[name]
+                queue = self._queues.get(name)
                 while queue:
-                    predecessor, event = queue[0]
+                    _, predecessor, event = queue[0]
                     if predecessor > 0 and not self._released(predecessor):
                         self._wanted.setdefault(predecessor, []).append(name)
                         break
-                    queue.popleft()
+                    heappop(queue)
                     self._held.discard(event.number)
                     self._held_bytes -= len(event.payload) + HELD_OVERHEAD
                     self._mark(event.number)
                     released.append(event.number)
                     out.append(event)
-                else:
+                if queue is not None and not queue:
                     del self._queues[name]
         return out
