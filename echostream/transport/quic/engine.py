@@ -157,6 +157,7 @@ class QuicEngine:
             connection.abandon(QuicErrorCode.PROTOCOL_VIOLATION, "no Initial packet")
         path = connection._network_paths[0] if connection._network_paths else None
         if path is not None and path.addr != self._address and path.is_validated:
+            connection.path_changed(self._address, path.addr)
             self._address = path.addr
             self._ready.append(PathChanged(path.addr))
 
@@ -385,7 +386,7 @@ class QuicEngine:
         event = connection._close_event
         assert event is not None
         return Closed(
-            code=event.error_code,
+            code=int(event.error_code),
             reason=printable(event.reason_phrase),
             by_peer=connection.closed_by_peer,
             application=event.frame_type is None,

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from aioquic.buffer import Buffer
 from aioquic.quic.packet import QuicPacketType, pull_quic_header
-from conftest import Credentials, make_credentials
-from foreign import StockAcceptor, stock_client
-from hostile import crypto, initial
-from pair import CLIENT, SERVER, Pair, our_acceptor, our_client, our_pair, steady
+from foreign_engines import StockAcceptor, stock_client
+from hostile_packets import crypto, initial
+from quic_credentials import Credentials, make_credentials
+from quic_pair import CLIENT, SERVER, Pair, our_acceptor, our_client, our_pair, steady
 
 from echostream.errors import ConfigurationError
 from echostream.transport.engine import PathChanged

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import Credentials
-from foreign import StockAcceptor, stock_client
-from hostile import ack, crypto, initial, packet, reset_stream, stop_sending, stream, varint
-from pair import CLIENT, Pair, our_acceptor, our_client
+from foreign_engines import StockAcceptor, stock_client
+from hostile_packets import ack, crypto, initial, packet, reset_stream, stop_sending, stream, varint
+from quic_credentials import Credentials
+from quic_pair import CLIENT, Pair, our_acceptor, our_client
 
 from echostream.codes import Close
 from echostream.transport.quic import QuicOptions
