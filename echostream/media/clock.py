@@ -126,7 +126,8 @@ class ClockSync:
         """How far the published map may be off now; infinite without exchanges.
 
         Holds for any delay, asymmetric ones too, on clocks whose relative rate walks at most as
-        ``WANDER`` says. Grows while no exchange comes.
+        ``WANDER`` says and is, until exchanges prove more, at most ``RATE_EXPECTED``. Grows while
+        no exchange comes. A step of the remote clock shows with the first exchange after it.
         """
         return self.error_bound_at(self._present())
 
