@@ -664,6 +664,18 @@ cdef class JitterRing:
         atomic_add(&self.n.lowered, max(frames - instead_of, 0))
         return real
 
+    def gap(self, int64_t frames, int64_t ahead=0):
+        """How many frames are missing from ``ahead`` frames after the cursor on, at most ``frames``."""
+        if not 0 <= ahead <= self.pcm.size - self.max_pull or not 0 <= frames <= self.max_pull:
+            raise ValueError(f"frames is from 0 to {self.max_pull}, ahead not beyond the ring")
+        return pcm_gap(&self.pcm, self.cursor + ahead, frames)
+
+    def drop(self):
+        """Drop what arrived and was not played; the timestamp of its first frame."""
+        self._ingest()
+        self._flush(self.flushes_seen)
+        return self.cursor
+
     def hold(self, int64_t frames):
         """``frames`` were played that are not from packets, and the cursor stays: delay grows."""
         if not 0 <= frames <= self.max_pull:
@@ -671,6 +683,11 @@ cdef class JitterRing:
         self._hold(frames)
 
     # -- either side, for display
+
+    @property
+    def playing(self):
+        """Whether the first packet was taken in, and the playout point is set."""
+        return self.started
 
     @property
     def cursor_timestamp(self):

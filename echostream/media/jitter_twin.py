@@ -20,7 +20,25 @@ ACCEPTED, DUPLICATE, STALE, REJECTED, OVERFLOW = range(5)
 SECOND = 1_000_000_000
 BAND = 20_000
 FOREVER = 2**63 - 1
-COUNTERS = ["expected", "received", "duplicates", "stale", "rejected", "overflows", "restarts", "late", "played", "played_frames", "concealed", "events", "silent", "raised", "lowered", "skipped", "flushed"]
+COUNTERS = [
+    "expected",
+    "received",
+    "duplicates",
+    "stale",
+    "rejected",
+    "overflows",
+    "restarts",
+    "late",
+    "played",
+    "played_frames",
+    "concealed",
+    "events",
+    "silent",
+    "raised",
+    "lowered",
+    "skipped",
+    "flushed",
+]
 
 
 def to_ns(frames: int, rate: int) -> int:
@@ -471,6 +489,18 @@ class JitterRing:
             self._n["lowered"] += max(len(array) - instead_of, 0)
             return real
 
+    def gap(self, frames: int, ahead: int = 0) -> int:
+        if not 0 <= ahead <= self._size - self._max_pull or not 0 <= frames <= self._max_pull:
+            raise ValueError(f"frames is from 0 to {self._max_pull}, ahead not beyond the ring")
+        with self._lock:
+            return self._run_of(self._cursor + ahead, frames, False)
+
+    def drop(self) -> int:
+        with self._lock:
+            self._ingest()
+            self._flush(self._flushes_seen)
+            return self._cursor
+
     def hold(self, frames: int) -> None:
         if not 0 <= frames <= self._max_pull:
             raise ValueError(f"frames is from 0 to {self._max_pull}, not {frames}")
@@ -478,6 +508,10 @@ class JitterRing:
             self._hold(frames)
 
     # -- either side
+
+    @property
+    def playing(self) -> bool:
+        return self._started
 
     @property
     def cursor_timestamp(self) -> int:
