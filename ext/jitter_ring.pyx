@@ -34,7 +34,7 @@ from echostream._ext.atomic cimport (
     atomic_store, atomic_take, lowest_bit,
 )
 from echostream._ext.delay cimport (
-    Control, Delay, control_step, delay_base, delay_relearn, delay_restart, delay_target,
+    Control, Delay, control_step, control_watch, delay_base, delay_relearn, delay_restart, delay_target,
     delay_update, delay_wanted,
 )
 from echostream._ext.pcm cimport (
@@ -51,6 +51,7 @@ cdef enum:
     RESTART_RUN = 4
     SECOND = 1_000_000_000
     BAND = 20_000  # ns; smaller errors of the playout point are left alone
+    FAR = 60_000_000  # ns; more than this too late, a gap is passed over without waiting
 
 cdef struct Counters:
     # written by the producer
@@ -371,8 +372,8 @@ cdef class JitterRing:
         atomic_add(&self.n.restarts, 1)
         self.expected_before += self.highest - self.first + 1
         self.raw_sequence = sequence
-        self.sequence_shift = self.highest + 2 * self.capacity - sequence
-        self.first = self.highest + 2 * self.capacity
+        self.first = self.highest + self.capacity + 1
+        self.sequence_shift = self.first - sequence
         self.highest = self.first - 1
         if -SECOND / 20 <= transit <= delay_wanted(&self.delay) + SECOND / 20:
             self.raw_timestamp = stamp
@@ -522,7 +523,7 @@ cdef class JitterRing:
 
     cdef int64_t _pull(self, float* out, int64_t frames, int64_t now) noexcept nogil:
         cdef int64_t error = self._schedule(now), held = 0, rest, take, tail, gap, real
-        cdef double grain = <double>SECOND / self.rate, move
+        cdef double grain = <double>SECOND / self.rate, span = <double>to_ns(frames, self.rate), move
         cdef int64_t wanted = atomic_load(&self.wanted)
         if not self.started:
             memset(out, 0, <size_t>(frames * self.channels) * sizeof(float))
@@ -532,14 +533,14 @@ cdef class JitterRing:
             self._skip(to_frames(-error, self.rate))
             error = 0
         move = 0.0
+        control_watch(&self.control, <double>error, span, <double>wanted)
         if self.pcm.marks[self.cursor & self.pcm.mask]:
-            move = control_step(
-                &self.control, <double>error, <double>to_ns(frames, self.rate), <double>wanted,
-                grain,
-            )
+            move = control_step(&self.control, <double>error, span, grain)
         elif error > BAND:
             held = min(frames, to_frames(error, self.rate))
-        elif error < -BAND and self.newest > self.cursor:
+        elif error < -BAND and self.newest > self.cursor and (
+            self.control.falling or self.held or error < -FAR
+        ):
             gap = pcm_gap(&self.pcm, self.cursor, min(to_frames(-error, self.rate), self.pcm.size))
             self.cursor += gap
             self.newest = max(self.newest, self.cursor)

@@ -45,7 +45,7 @@ cdef struct Delay:
     uint16_t log_bucket[LOGGED]
 
 cdef struct Control:
-    double raise_rate, lower_rate, unspent
+    double raise_rate, lower_rate, unspent, waited
     bint falling
 
 
@@ -360,30 +360,41 @@ cdef inline void delay_relearn(Delay* d) noexcept nogil:
 
 # -- control
 
+cdef inline void control_watch(
+    Control* c, double error_ns, double span_ns, double wanted_ns
+) noexcept nogil:
+    """Decide whether to fall, once for each ``span_ns`` of time.
+
+    Falling begins when the playout point was too late by more than 2 % of the delay for half a
+    second: a packet that came early says little. It ends at the target.
+    """
+    if error_ns > -20_000.0:
+        c.falling = False
+    if -error_ns < max(30_000.0, 0.02 * wanted_ns):
+        c.waited = 0.0
+        return
+    c.waited += span_ns
+    if c.waited > 500.0 * delay_ms():
+        c.falling = True
+
+
 cdef inline double control_step(
-    Control* c, double error_ns, double span_ns, double wanted_ns, double grain_ns
+    Control* c, double error_ns, double span_ns, double grain_ns
 ) noexcept nogil:
     """How much later (positive) or earlier to play, a whole number of grains.
 
-    Twice as fast while it is more than 200 ms too late.
-
     ``error_ns`` is how far the playout point is before its target, ``span_ns`` what is about to
-    be played, ``grain_ns`` one sample. Rising starts at once; falling starts beyond a band of
-    2 % of the delay, so that a steady stream is left alone. What the rates allow and less than a
-    grain needs is kept for the next step.
+    be played, ``grain_ns`` one sample. Rising starts at once, falling when ``control_watch`` says
+    so, and twice as fast while it is more than 60 ms too late. What the rates allow and less
+    than a grain needs is kept for the next step.
     """
     cdef double rate = c.raise_rate if error_ns > 0.0 else c.lower_rate
     cdef double distance = fabs(error_ns), move
-    if error_ns < -200_000_000.0:
+    if error_ns < -60.0 * delay_ms():
         rate *= 2.0
     c.unspent = min(c.unspent + span_ns, max(span_ns, grain_ns / rate))
-    if distance < 20_000.0:
-        c.falling = False
+    if distance < 20_000.0 or (error_ns < 0.0 and not c.falling):
         return 0.0
-    if error_ns < 0.0 and not c.falling:
-        if distance < max(30_000.0, 0.02 * wanted_ns):
-            return 0.0
-        c.falling = True
     move = floor(min(distance, rate * c.unspent) / grain_ns) * grain_ns
     c.unspent -= move / rate
     return move if error_ns > 0.0 else -move

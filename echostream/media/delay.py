@@ -275,24 +275,27 @@ class PlayoutControl:
             raise ValueError("rates are seconds per second, between 0 and 1")
         self._raise_rate = raise_rate
         self._lower_rate = lower_rate
-        self._unspent = 0.0
-        self._falling = False
+        self._unspent = self._waited = 0.0
+        self.falling = False
 
-    def step(
-        self, error_ns: float, span_ns: float, wanted_ns: float, grain_ns: float = 1.0
-    ) -> float:
+    def watch(self, error_ns: float, span_ns: float, wanted_ns: float) -> None:
+        if error_ns > -20_000.0:
+            self.falling = False
+        if -error_ns < max(30_000.0, 0.02 * wanted_ns):
+            self._waited = 0.0
+            return
+        self._waited += span_ns
+        if self._waited > 500.0 * MS:
+            self.falling = True
+
+    def step(self, error_ns: float, span_ns: float, grain_ns: float = 1.0) -> float:
         rate = self._raise_rate if error_ns > 0.0 else self._lower_rate
-        if error_ns < -200.0 * MS:
+        if error_ns < -60.0 * MS:
             rate *= 2.0
         distance = abs(error_ns)
         self._unspent = min(self._unspent + span_ns, max(span_ns, grain_ns / rate))
-        if distance < 20_000.0:
-            self._falling = False
+        if distance < 20_000.0 or (error_ns < 0.0 and not self.falling):
             return 0.0
-        if error_ns < 0.0 and not self._falling:
-            if distance < max(30_000.0, 0.02 * wanted_ns):
-                return 0.0
-            self._falling = True
         move = math.floor(min(distance, rate * self._unspent) / grain_ns) * grain_ns
         self._unspent -= move / rate
         return move if error_ns > 0.0 else -move

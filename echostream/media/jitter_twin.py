@@ -19,6 +19,7 @@ __all__ = ["ACCEPTED", "DUPLICATE", "OVERFLOW", "REJECTED", "STALE", "JitterRing
 ACCEPTED, DUPLICATE, STALE, REJECTED, OVERFLOW = range(5)
 SECOND = 1_000_000_000
 BAND = 20_000
+FAR = 60_000_000
 FOREVER = 2**63 - 1
 COUNTERS = [
     "expected",
@@ -272,7 +273,7 @@ class JitterRing:
         self._n["restarts"] += 1
         self._expected_before += self._highest - self._first + 1
         self._raw_sequence = sequence
-        self._first = self._highest + 2 * self._capacity
+        self._first = self._highest + self._capacity + 1
         self._sequence_shift = self._first - sequence
         self._highest = self._first - 1
         self._raw_timestamp = stamp
@@ -433,11 +434,17 @@ class JitterRing:
             self._skip(to_frames(-error, rate))
             error = 0
         held, move, grain = 0, 0.0, SECOND / rate
+        span = to_ns(frames, rate)
+        self._control.watch(error, span, self._wanted)
         if self._marks[self._cursor % self._size]:
-            move = self._control.step(error, to_ns(frames, rate), self._wanted, grain)
+            move = self._control.step(error, span, grain)
         elif error > BAND:
             held = min(frames, to_frames(error, rate))
-        elif error < -BAND and self._newest > self._cursor:
+        elif (
+            error < -BAND
+            and self._newest > self._cursor
+            and (self._control.falling or self._held or error < -FAR)
+        ):
             gap = self._run_of(self._cursor, min(to_frames(-error, rate), self._size), False)
             self._cursor += gap
             self._newest = max(self._newest, self._cursor)
