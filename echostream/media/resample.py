@@ -38,8 +38,8 @@ class Resampler:
 
     Output frame k is the input signal at frame ``k * from_rate / to_rate`` (the sum of steps, when
     :attr:`ratio` moves), so the stream keeps its time; the filter looks half its length ahead.
-    No frame is dropped or doubled, whatever the block sizes. ``process`` allocates no array.
-    Raises :class:`ConfigurationError` for rates further apart than a factor of 16.
+    No frame is dropped or doubled, whatever the block sizes. ``process`` allocates no array; one
+    thread at a time. Raises :class:`ConfigurationError` for rates further apart than a factor of 16.
     """
 
     __slots__ = ("_kernel", "_nominal", "_ratio", "lookahead")
