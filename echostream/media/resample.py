@@ -39,7 +39,7 @@ class Resampler:
     Output frame k is the input signal at frame ``k * from_rate / to_rate`` (the sum of steps, when
     :attr:`ratio` moves), so the stream keeps its time; the filter looks half its length ahead.
     No frame is dropped or doubled, whatever the block sizes. ``process`` allocates no array; one
-    thread at a time. Raises :class:`ConfigurationError` for rates that differ by more than 16 times.
+    thread at a time. Raises :class:`ConfigurationError` for rates more than 16 times apart.
     """
 
     __slots__ = ("_kernel", "_nominal", "_ratio", "lookahead")
