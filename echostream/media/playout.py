@@ -1,9 +1,9 @@
 """Playout: what a loudspeaker pulls, from what the network delivered.
 
 A :class:`~echostream.media.jitter.JitterBuffer` decides what is due when; here it becomes audio
-without clicks. ``voice`` follows the playout point by time-stretching whole pitch periods, ``music``
-by a fractional resampler steered by a delay-locked loop; gaps are concealed and left by a
-cross-fade. No single sample is dropped or doubled. Time is a parameter.
+without clicks. ``voice`` follows the playout point by time-stretching whole pitch periods,
+``music`` by a fractional resampler steered by a delay-locked loop; gaps are concealed and left by
+a cross-fade. No single sample is dropped or doubled. Time is a parameter.
 """
 
 from __future__ import annotations
