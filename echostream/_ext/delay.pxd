@@ -35,11 +35,13 @@ cdef struct Delay:
     double recent_residual[RECENT]
     double recent_arrival[RECENT]
     double shift_since, shift_low, fast
+    int shift_count
     # distribution of what is above the base line
     double weights[BUCKETS]
     double increment, total, above, quantile, surplus
     int cursor
     int logged, logged_at
+    double upper[BUCKETS]
     double log_x[LOGGED]
     double log_weight[LOGGED]
     uint16_t log_bucket[LOGGED]
@@ -65,10 +67,6 @@ cdef inline int delay_bucket(double residual) noexcept nogil:
     return bucket if bucket < BUCKETS else BUCKETS - 1
 
 
-cdef inline double delay_upper(int bucket) noexcept nogil:
-    return 20_000.0 * exp(delay_log_ratio() * bucket)
-
-
 cdef inline void delay_restart(Delay* d) noexcept nogil:
     """Forget everything but the configuration."""
     cdef double late = d.late, start = d.start, minimum = d.minimum, maximum = d.maximum
@@ -80,6 +78,9 @@ cdef inline void delay_restart(Delay* d) noexcept nogil:
     d.increment = 1.0
     d.shift_since = -1.0
     d.quantile = start
+    cdef int bucket
+    for bucket in range(BUCKETS):
+        d.upper[bucket] = 20_000.0 * exp(delay_log_ratio() * bucket)
 
 
 cdef inline double delay_base(const Delay* d, double x) noexcept nogil:
@@ -151,9 +152,9 @@ cdef inline double delay_quantile(Delay* d, double share) noexcept nogil:
         d.above += d.weights[d.cursor]
         d.cursor -= 1
     if d.weights[d.cursor] <= 0.0:
-        return delay_upper(d.cursor)
-    high = delay_upper(d.cursor)
-    low = delay_upper(d.cursor - 1) if d.cursor else 0.0
+        return d.upper[d.cursor]
+    high = d.upper[d.cursor]
+    low = d.upper[d.cursor - 1] if d.cursor else 0.0
     return high - (high - low) * (wanted - d.above) / d.weights[d.cursor]
 
 
@@ -262,7 +263,7 @@ cdef inline void delay_rebase(Delay* d, double rise) noexcept nogil:
     for row in range(d.logged):
         if d.log_x[row] >= d.shift_since:
             bucket = d.log_bucket[row]
-            residual = max(delay_upper(bucket) - rise, 0.0)
+            residual = max(d.upper[bucket] - rise, 0.0)
             d.weights[bucket] -= d.log_weight[row]
             d.weights[delay_bucket(residual)] += d.log_weight[row]
     d.logged = 0
@@ -298,6 +299,9 @@ cdef inline void delay_watch(Delay* d, double x, double residual, double arrival
         d.fast = 0.0
         return
     if d.shift_since < 0.0:
+        d.shift_count = 0
+    d.shift_count += 1
+    if d.shift_count <= RECENT:  # the first ones may still be high packets of the old path
         d.shift_since = d.recent_x[oldest]
         d.shift_low = low
     d.shift_low = min(d.shift_low, low)

@@ -52,6 +52,7 @@ class DelayEstimator:
         self._recent: deque[tuple[float, float, float]] = deque(maxlen=RECENT)
         self._shift_since = -1.0
         self._shift_low = self._fast = 0.0
+        self._shift_count = 0
         self._weights = [0.0] * BUCKETS
         self._increment = 1.0
         self._total = self._above = self._surplus = 0.0
@@ -236,6 +237,9 @@ class DelayEstimator:
             self._fast = 0.0
             return
         if self._shift_since < 0.0:
+            self._shift_count = 0
+        self._shift_count += 1
+        if self._shift_count <= RECENT:
             self._shift_since = oldest_x
             self._shift_low = low
         self._shift_low = min(self._shift_low, low)
