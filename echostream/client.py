@@ -198,8 +198,8 @@ class RpcClient(Caller):
 
 
 async def _first_address(host: str, port: int) -> str:
-    """What trust on first use is judged by; ``dial`` says so when there is none."""
+    """What trust on first use is judged by."""
     try:
         return str((await resolve(host, port))[0][1][0])
-    except OSError:
-        return host
+    except OSError as error:
+        raise ConnectionClosed(f"{host!r} cannot be resolved: {error.strerror or error}") from error

@@ -77,8 +77,8 @@ def load(target: str) -> RpcServer:
         if hasattr(found, "close") and hasattr(found, "__await__"):
             found.close()  # a coroutine that nobody will await
         raise BadInput(
-            f"{target!r} is of type {type(found).__name__}: it must be an RpcServer, a ServerBuilder, "
-            "or a function that returns one"
+            f"{target!r} is of type {type(found).__name__}: it must be an RpcServer, "
+            "a ServerBuilder, or a function that returns one"
         )
     return found
 
