@@ -8,6 +8,7 @@ cannot work; 130 interrupted. Errors are one line on standard error.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -32,6 +33,9 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status. ``argv`` is without the program's name."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what it cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _run(words)
     except SystemExit as exc:  # argparse after --help and --version

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib.util
 import json
 import logging
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
 
 async def _serve(server: RpcServer, as_json: bool) -> None:
     async with server:
+        running = asyncio.ensure_future(server.run())
+        await asyncio.sleep(0)  # now it handles signals: whoever reads the address may send one
         host, port = server.address
         if as_json:
             told = {"host": host, "port": port, "fingerprint": server.fingerprint}
@@ -49,7 +52,7 @@ async def _serve(server: RpcServer, as_json: bool) -> None:
         else:
             shown = f"[{host}]" if ":" in host else host
             print(f"serving on {shown}:{port}, key {server.fingerprint}", flush=True)
-        await server.run()
+        await running
 
 
 def load(target: str) -> RpcServer:

@@ -96,6 +96,8 @@ def _described(clip: Clip) -> str:
 
 def _outputs(output: Path, source: Path) -> Outputs:
     """The paths, each of which can be written. Raises ``BadInput``."""
+    if not output.name:
+        raise BadInput(f"--output {str(output)!r} names no file")
     outputs = Outputs(
         output,
         output.with_name(f"{output.stem}-realtime.wav"),
@@ -104,6 +106,8 @@ def _outputs(output: Path, source: Path) -> Outputs:
     for path in outputs:
         if path.exists() and path.samefile(source):
             raise BadInput(f"{path} is the input: give another --output")
+        if path.exists() and not path.is_file():
+            raise BadInput(f"cannot write {path}: it is not a regular file")
         try:
             made = not path.exists()
             with path.open("ab"):

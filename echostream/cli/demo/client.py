@@ -33,7 +33,6 @@ class Outcome:
 
     delivery: Delivery
     packets_sent: int
-    packets_refused: int
     called_ns: NDArray[np.int64]
     events: int
     received: Received
@@ -109,9 +108,7 @@ async def _stream(
     if not pinging.cancelled() and (error := pinging.exception()) is not None:
         raise error
     sent = stream.statistics()
-    return Outcome(
-        delivery, sent.packets, sent.refused, np.array(called, np.int64), show.events, received
-    )
+    return Outcome(delivery, sent.packets, np.array(called, np.int64), show.events, received)
 
 
 async def _ping(client: RpcClient, called: list[int], every_s: float) -> None:
