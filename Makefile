@@ -6,7 +6,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(wildcard ext/*.pyx ext/*.pxd echostream/_ext/*.pxd)
 
-.PHONY: help setup demo test lint types check wheel clean FORCE
+.PHONY: help setup demo test lint types smoke check bench fuzz wheel clean FORCE
+SECONDS ?= 60
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -18,7 +19,7 @@ setup: $(VENV)/built ## .venv with everything, extensions compiled in place
 demo: setup ## two programs, calls, events and a live audio stream between them
 	@$(VENV)/bin/echostream demo
 
-test: lint types check ## everything that has to pass: lint, types, tests
+test: lint types smoke check ## everything that has to pass: lint, types, each bench once, tests
 
 lint: setup ## ruff
 	$(RUN) -m ruff check .
@@ -26,6 +27,18 @@ lint: setup ## ruff
 
 types: setup ## mypy --strict
 	$(RUN) -m mypy
+
+smoke: setup ## every benchmark in process, once and untimed
+	$(RUN) -m pytest bench --smoke
+
+bench: setup ## compare with the neighbours and write the table into bench/README.md
+	@$(RUN) -m pip install -q --disable-pip-version-check -e '.[bench]' --no-build-isolation
+	$(RUN) -m bench.harness --write bench/README.md
+
+fuzz: setup ## SECONDS=60 of random and mutated input for each parser
+	@for target in tests/fuzz/fuzz_*.py; do \
+	    echo "$$target"; $(RUN) $$target --seconds $(SECONDS) || exit 1; \
+	done
 
 check: setup ## the tests alone
 	$(RUN) -m pytest

@@ -34,8 +34,8 @@ from echostream._ext.atomic cimport (
     atomic_store, atomic_take, lowest_bit,
 )
 from echostream._ext.delay cimport (
-    Control, Delay, control_step, delay_base, delay_restart, delay_target, delay_update,
-    delay_wanted,
+    Control, Delay, control_step, delay_base, delay_relearn, delay_restart, delay_target,
+    delay_update, delay_wanted,
 )
 from echostream._ext.pcm cimport (
     Pcm, pcm_clear, pcm_close, pcm_gap, pcm_next_packet, pcm_open, pcm_read, pcm_run, pcm_write,
@@ -106,7 +106,7 @@ cdef class JitterRing:
         bint* slot_silence
         uint64_t* presence
         # shared
-        int64_t reading, target, wanted, deadline, flushes, ready
+        int64_t reading, target, wanted, deadline, flushes, ready, earliest
         Counters n
         # producer
         Delay delay
@@ -159,6 +159,7 @@ cdef class JitterRing:
         self.delay.maximum = maximum_ns
         delay_restart(&self.delay)
         self.deadline = INT64_MAX
+        self.earliest = INT64_MAX
         self.silence_from = INT64_MAX
         cdef size_t slots = <size_t>capacity
         self.arena = <uint8_t*>calloc(slots, self.slot_bytes)
@@ -279,6 +280,8 @@ cdef class JitterRing:
         if far or (self.delay.packets and self._transit(stamp, arrival) > self.max_delay_ns):
             if self._run_agrees(sequence, timestamp, arrival):
                 self._renumber(sequence, timestamp, arrival)
+                if not far:
+                    delay_relearn(&self.delay)
                 raw = self.raw_sequence
                 stamp = self.raw_timestamp
             elif far:
@@ -322,6 +325,8 @@ cdef class JitterRing:
         self.last_at = at
         atomic_store(&self.wanted, delay_wanted(&self.delay))
         atomic_store(&self.target, delay_target(&self.delay, send))
+        if at < self.earliest:
+            atomic_store(&self.earliest, at)
         atomic_store(&self.ready, 1)
         atomic_set(&self.presence[slot >> 6], bit)
         return 0
@@ -452,7 +457,9 @@ cdef class JitterRing:
             if not atomic_load(&self.ready):
                 return 0
             self.started = True
-            self.cursor = to_frames(now - atomic_load(&self.target), self.rate)
+            self.cursor = min(
+                to_frames(now - atomic_load(&self.target), self.rate), atomic_load(&self.earliest)
+            )
             self.newest = self.cursor
             self.reference = <double>(now - to_ns(self.cursor, self.rate))
         self._ingest()
@@ -514,7 +521,7 @@ cdef class JitterRing:
         self.reference += <double>to_ns(frames, self.rate)
 
     cdef int64_t _pull(self, float* out, int64_t frames, int64_t now) noexcept nogil:
-        cdef int64_t error = self._schedule(now), held = 0, rest, take, gap, real, k
+        cdef int64_t error = self._schedule(now), held = 0, rest, take, tail, gap, real
         cdef double grain = <double>SECOND / self.rate, move
         cdef int64_t wanted = atomic_load(&self.wanted)
         if not self.started:
@@ -532,10 +539,7 @@ cdef class JitterRing:
             )
         elif error > BAND:
             held = min(frames, to_frames(error, self.rate))
-        elif self.newest <= self.cursor and self.held < self.hold_ns and self.heard:
-            held = frames
-            self.held += to_ns(frames, self.rate)
-        elif error < -BAND:
+        elif error < -BAND and self.newest > self.cursor:
             gap = pcm_gap(&self.pcm, self.cursor, min(to_frames(-error, self.rate), self.pcm.size))
             self.cursor += gap
             self.newest = max(self.newest, self.cursor)
@@ -545,6 +549,15 @@ cdef class JitterRing:
             memset(out, 0, <size_t>(held * self.channels) * sizeof(float))
             out += held * self.channels
         rest = frames - held
+        tail = rest - (self.newest - self.cursor)
+        if tail > 0 and self.held < self.hold_ns and self.heard and self.silence_from == INT64_MAX:
+            # Nothing newer stands behind: wait where the audio ends instead of passing it.
+            tail = min(tail, rest)
+            real = self._take(out, rest - tail)
+            self._hold(tail)
+            self.held += to_ns(tail, self.rate)
+            memset(out + (rest - tail) * self.channels, 0, <size_t>(tail * self.channels) * 4)
+            return real
         take = rest - <int64_t>(move / grain + (0.5 if move > 0.0 else -0.5))
         if take == rest:
             return self._take(out, rest)

@@ -88,11 +88,11 @@ cdef inline double delay_base(const Delay* d, double x) noexcept nogil:
 
 cdef inline int64_t delay_wanted(const Delay* d) noexcept nogil:
     """Playout delay above the base line."""
-    cdef double wanted = d.fast if d.fast > d.quantile else d.quantile
-    if wanted < d.minimum:
-        wanted = d.minimum
-    if wanted > d.maximum:
-        wanted = d.maximum
+    cdef double wanted = min(max(d.quantile, d.minimum), d.maximum)
+    if d.fast > 0.0:  # a longer path is no jitter: the bounds count from its base line
+        wanted = max(
+            wanted, d.shift_low + min(max(d.fast - d.shift_low, d.minimum), d.maximum)
+        )
     return <int64_t>rint(wanted)
 
 
@@ -343,12 +343,29 @@ cdef inline void delay_update(
         d.quantile = max(d.quantile, floor)
 
 
+cdef inline void delay_relearn(Delay* d) noexcept nogil:
+    """The base line stays, what lies above it is unknown again."""
+    memset(&d.weights[0], 0, sizeof(d.weights))
+    d.total = d.above = 0.0
+    d.increment = 1.0
+    d.cursor = 0
+    d.logged = d.logged_at = 0
+    d.blocks = 0
+    d.recent = 0
+    d.shift_since = -1.0
+    d.fast = d.typical = d.surplus = 0.0
+    d.quantile = d.start
+    d.packets = 1
+
+
 # -- control
 
 cdef inline double control_step(
     Control* c, double error_ns, double span_ns, double wanted_ns, double grain_ns
 ) noexcept nogil:
     """How much later (positive) or earlier to play, a whole number of grains.
+
+    Twice as fast while it is more than 200 ms too late.
 
     ``error_ns`` is how far the playout point is before its target, ``span_ns`` what is about to
     be played, ``grain_ns`` one sample. Rising starts at once; falling starts beyond a band of
@@ -357,6 +374,8 @@ cdef inline double control_step(
     """
     cdef double rate = c.raise_rate if error_ns > 0.0 else c.lower_rate
     cdef double distance = fabs(error_ns), move
+    if error_ns < -200_000_000.0:
+        rate *= 2.0
     c.unspent = min(c.unspent + span_ns, max(span_ns, grain_ns / rate))
     if distance < 20_000.0:
         c.falling = False

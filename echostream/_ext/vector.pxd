@@ -1,4 +1,4 @@
-"""The inner sums of the audio kernels, four floats at a time. Header only.
+"""The inner sums of the audio kernels, 16 bytes at a time. Header only.
 
 A compiler may not reorder a float sum, so that a plain loop stays scalar without -ffast-math. The
 partial sums are spelled out with the vector extension of gcc and clang, which every target
@@ -13,7 +13,9 @@ cdef extern from * nogil:
 
     #if defined(__GNUC__)
     typedef float es_f4 __attribute__((vector_size(16), aligned(4), may_alias));
+    typedef double es_d2 __attribute__((vector_size(16), aligned(8), may_alias));
     #define ES_F4(p) (*(const es_f4 *)(p))
+    #define ES_D2(p) (*(const es_d2 *)(p))
     static inline float es_sum4(es_f4 v) { return (v[0] + v[2]) + (v[1] + v[3]); }
     #endif
 
@@ -34,6 +36,56 @@ cdef extern from * nogil:
     #endif
         for (; i < n; i++) sum += a[i] * b[i];
         return sum;
+    }
+
+    static inline double es_dot64(const double *a, const double *b, ptrdiff_t n)
+    {
+        ptrdiff_t i = 0;
+        double sum = 0.0;
+    #if defined(__GNUC__)
+        es_d2 s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
+        for (; i + 8 <= n; i += 8) {
+            s0 += ES_D2(a + i) * ES_D2(b + i);
+            s1 += ES_D2(a + i + 2) * ES_D2(b + i + 2);
+            s2 += ES_D2(a + i + 4) * ES_D2(b + i + 4);
+            s3 += ES_D2(a + i + 6) * ES_D2(b + i + 6);
+        }
+        s0 = (s0 + s1) + (s2 + s3);
+        sum = s0[0] + s0[1];
+    #endif
+        for (; i < n; i++) sum += a[i] * b[i];
+        return sum;
+    }
+
+    /* One step of Burg's lattice, in place: f[i], b[i] = f[i+1] + k b[i+1], b[i] + k f[i]
+       for i < n; *cross and *energy are the sums over the new f and b, weighted by w. */
+    static inline void es_lattice(double *f, double *b, const double *w, ptrdiff_t n, double k,
+                                  double *cross, double *energy)
+    {
+        ptrdiff_t i = 0;
+        double x, y;
+        *cross = *energy = 0.0;
+    #if defined(__GNUC__)
+        es_d2 c = {0}, e = {0}, kk = {k, k}, u, v;
+        for (; i + 2 <= n; i += 2) {
+            u = ES_D2(f + i + 1) + kk * ES_D2(b + i + 1);
+            v = ES_D2(b + i) + kk * ES_D2(f + i);
+            *(es_d2 *)(f + i) = u;
+            *(es_d2 *)(b + i) = v;
+            c += ES_D2(w + i) * (u * v);
+            e += ES_D2(w + i) * (u * u + v * v);
+        }
+        *cross = c[0] + c[1];
+        *energy = e[0] + e[1];
+    #endif
+        for (; i < n; i++) {
+            x = f[i + 1] + k * b[i + 1];
+            y = b[i] + k * f[i];
+            f[i] = x;
+            b[i] = y;
+            *cross += w[i] * (x * y);
+            *energy += w[i] * (x * x + y * y);
+        }
     }
 
     /* sum of (row[i] + t * slope[i]) * x[i]; n is a multiple of 8 */
@@ -80,6 +132,11 @@ cdef extern from * nogil:
     #endif
     """
     float es_dot(const float* a, const float* b, Py_ssize_t n) noexcept
+    double es_dot64(const double* a, const double* b, Py_ssize_t n) noexcept
+    void es_lattice(
+        double* f, double* b, const double* w, Py_ssize_t n, double k,
+        double* cross, double* energy
+    ) noexcept
     float es_filter(
         const float* row, const float* slope, float t, const float* x, Py_ssize_t n
     ) noexcept

@@ -25,6 +25,7 @@ VERBS = {
     "call": "call a method of a server and print its result",
     "emit": "send an event to a server",
     "listen": "print the events that a server emits",
+    "replay": "what the jitter buffer makes of a recorded network",
     "identity": "show this user's key, and the servers whose keys are known",
     "doctor": "check this machine, and say what to do",
 }

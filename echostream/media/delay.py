@@ -59,10 +59,27 @@ class DelayEstimator:
         self._cursor = 0
         self._log: deque[tuple[float, int, float]] = deque(maxlen=LOGGED)
 
+    def relearn(self) -> None:
+        """The base line stays, what lies above it is unknown again."""
+        self._weights = [0.0] * BUCKETS
+        self._total = self._above = self._surplus = self._fast = self._typical = 0.0
+        self._increment = 1.0
+        self._cursor = 0
+        self._log.clear()
+        self._blocks.clear()
+        self._recent.clear()
+        self._shift_since = -1.0
+        self._quantile = self._start
+        self.packets = 1
+
     @property
     def wanted_ns(self) -> int:
-        wanted = max(self._quantile, self._fast)
-        return round(min(max(wanted, self._minimum), self._maximum))
+        wanted = min(max(self._quantile, self._minimum), self._maximum)
+        if self._fast > 0.0:
+            spread = self._fast - self._shift_low
+            spread = min(max(spread, self._minimum), self._maximum)
+            wanted = max(wanted, self._shift_low + spread)
+        return round(wanted)
 
     @property
     def skew_ppm(self) -> float:
@@ -265,6 +282,8 @@ class PlayoutControl:
         self, error_ns: float, span_ns: float, wanted_ns: float, grain_ns: float = 1.0
     ) -> float:
         rate = self._raise_rate if error_ns > 0.0 else self._lower_rate
+        if error_ns < -200.0 * MS:
+            rate *= 2.0
         distance = abs(error_ns)
         self._unspent = min(self._unspent + span_ns, max(span_ns, grain_ns / rate))
         if distance < 20_000.0:

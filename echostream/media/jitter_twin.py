@@ -20,10 +20,7 @@ ACCEPTED, DUPLICATE, STALE, REJECTED, OVERFLOW = range(5)
 SECOND = 1_000_000_000
 BAND = 20_000
 FOREVER = 2**63 - 1
-COUNTERS = (
-    "expected received duplicates stale rejected overflows restarts late played played_frames "
-    "concealed events silent raised lowered skipped flushed"
-).split()
+COUNTERS = ["expected", "received", "duplicates", "stale", "rejected", "overflows", "restarts", "late", "played", "played_frames", "concealed", "events", "silent", "raised", "lowered", "skipped", "flushed"]
 
 
 def to_ns(frames: int, rate: int) -> int:
@@ -99,6 +96,7 @@ class JitterRing:
         self._flushes = self._flushes_seen = 0
         self._target = self._wanted = 0
         self._deadline: int | None = None
+        self._earliest = FOREVER
         # consumer
         self._size = ring_frames
         self._pcm = np.zeros((ring_frames, channels), dtype=np.float32)
@@ -199,6 +197,8 @@ class JitterRing:
         if far or (known and self._transit(stamp, arrival) > self._max_delay_ns):
             if self._run_agrees(sequence, timestamp, arrival):
                 self._renumber(sequence, timestamp, arrival)
+                if not far:
+                    self._delay.relearn()
                 raw, stamp = self._raw_sequence, self._raw_timestamp
             elif far:
                 self._n["rejected"] += 1
@@ -220,6 +220,7 @@ class JitterRing:
         self._first = min(self._first, number)
         self._n["expected"] = self._expected_before + self._highest - self._first + 1
         self._n["received"] += 1
+        self._earliest = min(self._earliest, at)
         self._waiting[slot] = (at, frames, silence, self._flushes)
         send = to_ns(at, self._rate)
         missed = self._deadline is not None and arrival - send > self._deadline
@@ -321,7 +322,8 @@ class JitterRing:
                 if not self._delay.packets:
                     return 0
                 self._started = True
-                self._cursor = self._newest = to_frames(now_ns - self._target, self._rate)
+                live = to_frames(now_ns - self._target, self._rate)
+                self._cursor = self._newest = min(live, self._earliest)
                 self._reference = float(now_ns - to_ns(self._cursor, self._rate))
             self._ingest()
             offset = float(now_ns - to_ns(self._cursor, self._rate))
@@ -384,9 +386,7 @@ class JitterRing:
     def _out(self, out: Any) -> NDArray[np.float32]:
         array = np.asarray(out)
         if array.dtype != np.float32 or array.size % self._channels:
-            raise ValueError(
-                f"out is a C-contiguous float32 array of frames of {self._channels}"
-            )
+            raise ValueError(f"out is a C-contiguous float32 array of frames of {self._channels}")
         frames = array.reshape(-1, self._channels)
         if len(frames) > self._max_pull:
             raise ValueError(f"one pull is at most {self._max_pull} frames, not {len(frames)}")
@@ -419,10 +419,7 @@ class JitterRing:
             move = self._control.step(error, to_ns(frames, rate), self._wanted, grain)
         elif error > BAND:
             held = min(frames, to_frames(error, rate))
-        elif self._newest <= self._cursor and self._held < self._hold_ns and self._heard:
-            held = frames
-            self._held += to_ns(frames, rate)
-        elif error < -BAND:
+        elif error < -BAND and self._newest > self._cursor:
             gap = self._run_of(self._cursor, min(to_frames(-error, rate), self._size), False)
             self._cursor += gap
             self._newest = max(self._newest, self._cursor)
@@ -431,6 +428,15 @@ class JitterRing:
             self._hold(held)
             out[:held] = 0.0
         rest = frames - held
+        tail = rest - (self._newest - self._cursor)
+        waits = self._held < self._hold_ns and self._heard and self._silence_from == FOREVER
+        if tail > 0 and waits:
+            tail = min(tail, rest)
+            out[held : frames - tail], real = self._take(rest - tail)
+            self._hold(tail)
+            self._held += to_ns(tail, rate)
+            out[frames - tail :] = 0.0
+            return real
         take = rest - int(move / grain + (0.5 if move > 0.0 else -0.5))
         taken, real = self._take(take)
         if take == rest:

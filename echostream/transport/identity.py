@@ -15,6 +15,7 @@ import ipaddress
 import os
 import re
 import socket
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -32,6 +33,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from echostream.errors import ConfigurationError, IdentityError
@@ -143,8 +145,17 @@ def fingerprint_of(der: bytes) -> str:
     Raises :class:`~echostream.errors.IdentityError` for what is not a certificate.
     """
     try:
-        return _fingerprint(x509.load_der_x509_certificate(der))
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        with warnings.catch_warnings():
+            # What cryptography tolerates for old certificates is refused from a peer.
+            warnings.simplefilter("error", CryptographyDeprecationWarning)
+            return _fingerprint(x509.load_der_x509_certificate(der))
+    except (
+        ValueError,
+        TypeError,
+        UnsupportedAlgorithm,
+        x509.InvalidVersion,
+        CryptographyDeprecationWarning,
+    ) as error:
         raise IdentityError("the peer's certificate cannot be read") from error
 
 

@@ -8,6 +8,7 @@ import pytest
 from scripted_engine import EchoAcceptor, EchoEngine, Recorder, until
 
 from echostream.errors import ConfigurationError, ConnectionClosed
+from echostream.transport.connection import Connection
 from echostream.transport.dial import dial
 from echostream.transport.endpoint import Endpoint
 from echostream.transport.engine import HandshakeCompleted
@@ -99,6 +100,29 @@ def test_a_silent_address_does_not_hold_up_the_next():
     run(main())
 
 
+def test_of_two_that_complete_at_once_one_is_closed(monkeypatch):
+    async def main():
+        made = []
+        both = asyncio.Event()
+
+        async def attempt(family, address, make_engine):
+            made.append(Connection(make_engine(), lambda datagrams: None, peer_address=address))
+            if len(made) == 2:
+                both.set()
+            await both.wait()
+            return made[-1] if address[1] == 2 else made[0]
+
+        monkeypatch.setattr("echostream.transport.dial._attempt", attempt)
+        resolve_to(("127.0.0.1", 1), ("127.0.0.1", 2))
+        winner = await dial("name", 1, EchoEngine, stagger=0.0)
+        assert len(made) == 2
+        for connection in made:
+            assert connection.engine.count("close") == (connection is not winner)
+        await asyncio.sleep(0)
+
+    run(main())
+
+
 def test_families_take_turns():
     async def main():
         tried = []
@@ -178,5 +202,18 @@ def test_an_engine_that_cannot_be_made_is_the_callers_error():
 
         with pytest.raises(ValueError, match="no certificate"):
             await dial("127.0.0.1", 1, broken)
+
+    run(main())
+
+
+def test_a_program_may_end_while_its_socket_lingers():
+    async def main():
+        server, _ = await listen()
+        connection = await dial("127.0.0.1", server.address[1], EchoEngine)
+        connection.engine.deadline = asyncio.get_running_loop().time() + 3600
+        connection.close()
+        await connection.wait_closed()
+        assert not connection.finished
+        await server.close()
 
     run(main())

@@ -84,6 +84,20 @@ def test_impairments_can_be_changed_per_path_and_are_counted():
     run_virtual(main())
 
 
+def test_a_slow_path_does_not_hold_up_a_fast_one():
+    async def main():
+        world = World()
+        await world.connect()
+        world.network.impair(Impairment(delay=5.0), source="client", destination="far")
+        world.connection.engine.output.append((b"slow", ("far", 1)))
+        world.say(b"fast")
+        world.network.impair(Impairment(delay=0.1), source="client", destination="server")
+        await asyncio.sleep(1)
+        assert world.heard() == [b"fast"]
+
+    run_virtual(main())
+
+
 def test_rebinding_changes_the_port_and_the_old_one_is_dead():
     async def main():
         world = World(Impairment(delay=0.01))

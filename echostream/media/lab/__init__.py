@@ -1,1 +1,1 @@
-"""Laboratory of the jitter buffer: traces, exact bounds, other people's policies, replay."""
+"""Laboratory: traces, exact bounds, simulated clocks and paths, other projects' policies, replay."""

@@ -19,7 +19,7 @@ def replay(
     *,
     late: float = 0.01,
     profile: str = "voice",
-    quantum_ms: float = 0.1,
+    quantum_ms: float = 0.05,
     start_delay_ms: float = 40.0,
     max_delay_ms: float = 2000.0,
 ) -> Result:
