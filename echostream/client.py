@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Self
 
 from echostream.builder import ClientBuilder, ClientConfig
 from echostream.codes import Close
@@ -55,7 +55,7 @@ class Connecting:
 
 
 class RpcClient(Caller):
-    """A connected client, from :meth:`connect` or :meth:`builder`."""
+    """A connected client, from :meth:`connect` or :meth:`builder`; ``async with`` closes it."""
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
@@ -65,6 +65,12 @@ class RpcClient(Caller):
 
     def __repr__(self) -> str:
         return f"<RpcClient {self._config.address[0]}:{self._config.address[1]}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     @staticmethod
     def builder() -> ClientBuilder:

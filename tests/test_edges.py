@@ -97,6 +97,19 @@ def test_run_goes_on_with_a_server_that_was_started() -> None:
     asyncio.run(main())
 
 
+def test_a_connected_client_is_a_context_manager() -> None:
+    async def main() -> None:
+        server = RpcServer.builder().bind("127.0.0.1:0").identity(Identity.ephemeral()).build()
+        async with server:
+            client = await RpcClient.connect(server.address, fingerprint=server.fingerprint)
+            async with client as same:
+                assert same is client
+            with pytest.raises(ConnectionClosed):
+                await client.emit("anything")
+
+    asyncio.run(main())
+
+
 def test_silence_is_not_taken_for_an_answer() -> None:
     async def main() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:

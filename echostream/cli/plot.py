@@ -62,8 +62,7 @@ def scatter(
         image[TOP : HEIGHT_PX - BOTTOM, at] = GRID
         image[HEIGHT_PX - BOTTOM : HEIGHT_PX - BOTTOM + 6, at] = AXIS
         label = f"{tick:g}"
-        left = min(at - _text_width(label) // 2, WIDTH - _text_width(label))
-        _write(image, label, left, HEIGHT_PX - BOTTOM + 10, BLACK)
+        _write(image, label, at - _text_width(label) // 2, HEIGHT_PX - BOTTOM + 10, BLACK)
 
     for each in series:
         x, y = _thinned(each)
@@ -194,7 +193,9 @@ def _dots(
 def _write(
     image: NDArray[np.float64], text: str, left: int, top: int, colour: tuple[int, int, int]
 ) -> None:
-    mask = text_mask(text, SCALE)
+    """Write it there, or as far to the left as it needs to be on the image."""
+    mask = text_mask(text, SCALE)[:, : image.shape[1]]
+    left = max(min(left, image.shape[1] - mask.shape[1]), 0)
     image[top : top + HEIGHT * SCALE, left : left + mask.shape[1]][mask] = colour
 
 
