@@ -105,8 +105,8 @@ class RpcServer:
         return await Endpoint.bind(config.address, acceptor=acceptor, on_connection=self._accept)
 
     async def run(self) -> None:
-        """Serve until cancelled, or until SIGINT or SIGTERM; then drain. Starts the server unless it
-        was started already."""
+        """Serve until cancelled, or until SIGINT or SIGTERM; then drain. Starts the server where
+        that was not done before."""
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         handled = []

@@ -3,7 +3,8 @@
     python examples/audio_stream.py [reliable|realtime]
 
 The sender is a "microphone" that hums for a second. The receiver measures how loud it is and how
-long each frame took (both ends are on one machine, so one clock is right for both).
+old each sample is when it arrives: the 10 ms that its frame took to fill, and the way (both ends are
+on one machine, so one clock is right for both).
 """
 
 import asyncio
@@ -26,19 +27,20 @@ from echostream import (
 )
 
 FORMAT = AudioFormat(sample_rate=48_000, channels=1, frame=480)  # float32 in frames of 10 ms
+FRAME_NS = 10_000_000
 SECONDS = 1.0
 
 
 # `formats` is what this receiver can take; anything else is refused when the stream is opened.
 @stream_handler("audio.stream", formats=[FORMAT])
 async def on_audio(session: Session, stream: StreamReceiver) -> None:
-    peak, delays_ms = 0.0, []
+    peak, ages_ms = 0.0, []
     async for frame in stream:  # AudioFrame: samples are a numpy array (frames, channels)
         peak = max(peak, float(np.abs(frame.samples).max()))
-        delays_ms.append((time.monotonic_ns() - frame.capture_ts) / 1e6)
+        ages_ms.append((time.monotonic_ns() - frame.capture_ts) / 1e6)
     seen = stream.statistics()
     print(f"server: {seen.packets} packets, {seen.lost} lost, peak {peak:.2f}")
-    print(f"server: one way {statistics.median(delays_ms):.1f} ms (median)")
+    print(f"server: {statistics.median(ages_ms):.1f} ms from capture to arrival (median)")
     session.get("finished", asyncio.Event).set()
 
 
@@ -82,9 +84,8 @@ async def main(delivery: str) -> None:
                 # sleeping 10 ms a hundred times would drift.
                 due = begin + (start + FORMAT.frame) / FORMAT.sample_rate
                 await asyncio.sleep(max(due - time.monotonic(), 0))
-                await stream.send_with_timestamp(
-                    samples[start : start + FORMAT.frame], time.monotonic_ns()
-                )
+                captured_ns = time.monotonic_ns() - FRAME_NS  # of the frame's first sample
+                await stream.send_with_timestamp(samples[start : start + FORMAT.frame], captured_ns)
         print(f"client: {stream.statistics().packets} packets sent, {delivery}")
         await client.request("audio.finished", timeout=5.0)
 

@@ -31,7 +31,7 @@ EVENT_BUS = [
 REALTIME = [
     r"client: 200 packets sent, realtime",
     r"server: \d+ packets, \d+ lost, peak 0\.50",
-    r"server: one way \d+\.\d ms \(median\)",
+    r"server: \d+\.\d ms from capture to arrival \(median\)",
 ]
 RELIABLE = [r"client: 100 packets sent, reliable", r"server: 100 packets, 0 lost, peak 0\.50"]
 DISCOVERY = [

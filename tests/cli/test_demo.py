@@ -76,6 +76,17 @@ def test_another_clip_and_output_as_json(cli: Cli, tmp_path: Path, short: Path) 
     assert np.array_equal(read_wav(tmp_path / "x.wav").samples, read_wav(short).samples)
 
 
+def test_many_channels_are_cut_to_packets(cli: Cli, tmp_path: Path) -> None:
+    """One packet a frame: no frame seems to arrive before it was sent."""
+    write_wav(tmp_path / "eight.wav", np.ones((1000, 8), np.int16), 96_000)
+    done = cli("demo", "--input", tmp_path / "eight.wav", "--json")
+    facts = json.loads(done.out)
+    assert done.status == 0
+    for each in facts["deliveries"]:
+        assert each["frames_sent"] == -(-1000 // 64)
+        assert each["frame_p50_ms"] > 0
+
+
 def test_audio_that_differs_is_exit_status_1(
     cli: Cli, short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

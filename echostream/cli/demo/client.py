@@ -19,6 +19,7 @@ from echostream.rpc.caller import Delivery
 __all__ = ["Outcome", "Progress", "format_of", "stream_clip"]
 
 FRAME_S = 0.005
+MAX_FRAME_BYTES = 1024
 PING_EVERY_S = 0.05
 REPORT_TIMEOUT_S = 60.0
 
@@ -39,9 +40,11 @@ class Outcome:
 
 
 def format_of(clip: Clip) -> AudioFormat:
-    """Frames of 5 ms: what stereo at 48 kHz sends in one datagram each."""
-    rate = clip.sample_rate
-    return AudioFormat(rate, clip.samples.shape[1], "int16", frame=round(rate * FRAME_S))
+    """Frames of 5 ms, or shorter where that many channels would not fit one datagram: then each
+    frame is one packet, and its stamp the time when it was handed to ``send``."""
+    rate, channels = clip.sample_rate, clip.samples.shape[1]
+    fitting = max(MAX_FRAME_BYTES // (2 * channels), 1)
+    return AudioFormat(rate, channels, "int16", frame=min(round(rate * FRAME_S), fitting))
 
 
 async def stream_clip(
