@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Self
 
 from echostream.builder import ClientBuilder, ClientConfig
 from echostream.codes import Close
@@ -55,15 +55,22 @@ class Connecting:
 
 
 class RpcClient(Caller):
-    """A connected client, from :meth:`connect` or :meth:`builder`."""
+    """A connected client, from :meth:`connect` or :meth:`builder`; ``async with`` closes it."""
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
         self._context = ClientContext(config.values)
         self._lifetime: asyncio.Task[None] | None = None
+        self._deadline = 0.0
 
     def __repr__(self) -> str:
         return f"<RpcClient {self._config.address[0]}:{self._config.address[1]}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     @staticmethod
     def builder() -> ClientBuilder:
@@ -121,16 +128,7 @@ class RpcClient(Caller):
 
     async def _open(self) -> None:
         config = self._config
-        try:
-            async with asyncio.timeout(config.timeout):
-                peer = await self._handshake()
-        except TimeoutError:
-            host, port = config.address
-            raise ConnectionClosed(
-                f"{host!r} port {port} answered, but did not say HELLO within "
-                f"{config.timeout:g} s: is it an EchoStream server?",
-                code=Close.TIMEOUT,
-            ) from None
+        peer = await self._handshake()
         self._live_peer = self._context._live_peer = peer
         try:
             await run_hooks_until_error(config.hooks.connect, self._context)
@@ -146,13 +144,32 @@ class RpcClient(Caller):
         await run_hooks("on_disconnect", self._config.hooks.disconnect, self._context)
 
     async def _handshake(self) -> Peer:
-        return await self._greet(await self._verified())
+        """All of it within the timeout; the error says which part had no answer."""
+        config = self._config
+        host, port = config.address
+        self._deadline = asyncio.get_running_loop().time() + config.timeout
+        connection = await self._verified()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await self._greet(connection)
+        except TimeoutError:
+            raise ConnectionClosed(
+                f"{host!r} port {port} answered, but did not say HELLO within "
+                f"{config.timeout:g} s: is it an EchoStream server?",
+                code=Close.TIMEOUT,
+            ) from None
 
     async def _verified(self) -> Connection:
         """A connection to a server that is who it should be."""
         config = self._config
         host, port = config.address
-        address = await _first_address(host, port)
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                address = await _first_address(host, port)
+        except TimeoutError:
+            raise ConnectionClosed(
+                f"{host!r} could not be looked up within {config.timeout:g} s", code=Close.TIMEOUT
+            ) from None
         name = config.server_name or host
         plan = await asyncio.to_thread(config.trust.plan, name, port, address)
         connection = await self._dial(plan)
@@ -189,7 +206,7 @@ class RpcClient(Caller):
                     ca_data=None if plan.authorities is None else plan.authorities.pem,
                     verify=plan.authorities is not None,
                 ),
-                timeout=config.timeout,
+                timeout=max(self._deadline - asyncio.get_running_loop().time(), 1e-3),
             )
         except ConnectionClosed as exc:
             if CRYPTO_ERROR <= exc.code < CRYPTO_ERROR + 0x100:
@@ -198,8 +215,8 @@ class RpcClient(Caller):
 
 
 async def _first_address(host: str, port: int) -> str:
-    """What trust on first use is judged by; ``dial`` says so when there is none."""
+    """What trust on first use is judged by."""
     try:
         return str((await resolve(host, port))[0][1][0])
-    except OSError:
-        return host
+    except OSError as error:
+        raise ConnectionClosed(f"{host!r} cannot be resolved: {error.strerror or error}") from error

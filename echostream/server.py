@@ -105,7 +105,8 @@ class RpcServer:
         return await Endpoint.bind(config.address, acceptor=acceptor, on_connection=self._accept)
 
     async def run(self) -> None:
-        """Serve until cancelled, or until SIGINT or SIGTERM; then drain."""
+        """Serve until cancelled, or until SIGINT or SIGTERM; then drain. Starts the server where
+        that was not done before."""
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         handled = []
@@ -116,17 +117,19 @@ class RpcServer:
             except (NotImplementedError, RuntimeError, ValueError):
                 break  # Windows, or not the main thread: cancelling still works
         try:
-            async with self:
-                assert self._stopped is not None
-                waits = [
-                    asyncio.ensure_future(stop.wait()),
-                    asyncio.ensure_future(self._stopped.wait()),
-                ]
-                try:
-                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for wait in waits:
-                        wait.cancel()
+            if self._listener is None or self._shutdown is not None:
+                await self.start()
+            assert self._stopped is not None
+            waits = [
+                asyncio.ensure_future(stop.wait()),
+                asyncio.ensure_future(self._stopped.wait()),
+            ]
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+                await self.shutdown()
         finally:
             for number in handled:
                 loop.remove_signal_handler(number)

@@ -33,6 +33,8 @@ logger = logging.getLogger("echostream.rpc")
 MAX_UNHANDLED_EVENTS = 1024
 MAX_UNHANDLED_BYTES = 1024 * 1024
 MAX_EARLY = 4096
+LISTENER_GRACE_S = 5.0
+"""How long listeners may go on with what had arrived before the peer left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +105,22 @@ class Dispatcher:
             self._idle_waiters.append(future)
             await future
 
-    def connection_lost(self) -> None:
-        """Cancel everything that serves this connection."""
+    def connection_lost(self, *, orderly: bool) -> None:
+        """Cancel everything that serves this connection. Where the peer left in an ``orderly`` way,
+        the events that it emitted before are handled first: it knows that they have arrived."""
         self._early.clear()
-        self._queues.clear()
         for call_id in list(self._calls):
             self._stop(call_id)
-        for task in (*self._streams, *self._listeners):
+        for task in self._streams:
+            task.cancel()
+        if orderly and self._listeners:
+            self._peer.loop.call_later(LISTENER_GRACE_S, self._cancel_listeners)
+        else:
+            self._cancel_listeners()
+
+    def _cancel_listeners(self) -> None:
+        self._queues.clear()
+        for task in self._listeners:
             task.cancel()
 
     # Calls.

@@ -371,7 +371,11 @@ class Peer:
         self.receivers.clear()
         if not self._greeted.done():
             self._greeted.set_exception(_copy(error))
-        self.dispatcher.connection_lost()
+        self.dispatcher.connection_lost(
+            orderly=event.by_peer
+            and event.application
+            and event.code in (Close.OK, Close.GOING_AWAY)
+        )
         if not self._closed.done():
             self._closed.set_result(None)
 
