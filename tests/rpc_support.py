@@ -199,7 +199,7 @@ async def raw_client(
 
 async def session_of(server: RpcServer) -> Session:
     """The one session of a server, once it is there."""
-    while not server.context.sessions:
+    while not server.context.sessions:  # noqa: ASYNC110 - a few turns
         await asyncio.sleep(0)
     (session,) = server.context.sessions
     return session
