@@ -16,7 +16,7 @@ help: ## what there is
 
 setup: $(VENV)/built ## .venv with everything, extensions compiled in place
 
-demo: setup ## two programs, calls, events and a synchronised audio stream
+demo: setup ## two programs, calls, events and a live audio stream between them
 	@$(VENV)/bin/echostream demo
 
 test: lint types smoke check ## everything that has to pass: lint, types, each bench once, tests

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from echostream.media import clock_hull as twin
+from echostream.media import clock_map as twin_map
 from echostream.media.clock import ClockMap, ClockSync, OffsetHull
 from echostream.media.lab.clock_baselines import MedianFilter, TimeFilter
 from echostream.media.lab.clock_path import SECOND, ClockPath, Delay, Link, Outcome, probes, run
@@ -162,7 +163,7 @@ def cost() -> list[str]:
         return best
 
     kernel, slow = hull(OffsetHull), hull(twin.OffsetHull)
-    read_kernel, read_slow = read(ClockMap), read(twin.ClockMap)
+    read_kernel, read_slow = read(ClockMap), read(twin_map.ClockMap)
     return [
         "| operation | µs | the twin's time / this |",
         "|---|--:|--:|",
@@ -185,12 +186,12 @@ def main() -> None:
         "",
         f"`python bench/bench_clock_sim.py --seeds {args.seeds} --seconds {args.seconds:.0f}`,"
         " virtual time. Errors of the published offset against the simulated truth in µs,",
-        "sampled every 0.5 s from 10 s on. *Kalman*: Sendspin's time filter; *median*: Snapcast's;"
-        " both written from descriptions,",
-        "with their own probe schedules (48 and 60 exchanges a minute;"
-        f" ours {per_minute} in the steady state), and once more with ours. Asymmetry of the base delays cannot be",
-        "seen by anyone: half of it is in every error. After a step the samples until the first"
-        " exchange that saw it are errors, but not counted as uncovered.",
+        "sampled every 0.5 s from 10 s on. *Kalman*: Sendspin's time filter; *median*: Snapcast's;",
+        "both written from descriptions, with their own probe schedules (48 and 60 exchanges a",
+        f"minute; ours {per_minute} in the steady state), and once more with ours. Asymmetry of",
+        "the base delays cannot be seen by anyone: half of it is in every error. After a step",
+        "the samples until the first exchange that saw it are errors, but not counted as",
+        "uncovered.",
         "",
         *compare(args.seeds, args.seconds),
         "",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Self
 
 from echostream.builder import ClientBuilder, ClientConfig
 from echostream.codes import Close
 from echostream.errors import ConfigurationError, ConnectionClosed, IdentityError
 from echostream.rpc.caller import Caller
 from echostream.rpc.context import ClientContext
-from echostream.rpc.hooks import run_hooks, run_hooks_until_error
+from echostream.rpc.hooks import run_hooks, run_hooks_while_open
 from echostream.rpc.peer import Peer
 from echostream.rpc.session import SessionStatistics, peer_statistics
 from echostream.transport.addresses import resolve
@@ -55,15 +55,22 @@ class Connecting:
 
 
 class RpcClient(Caller):
-    """A connected client, from :meth:`connect` or :meth:`builder`."""
+    """A connected client, from :meth:`connect` or :meth:`builder`; ``async with`` closes it."""
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
         self._context = ClientContext(config.values)
         self._lifetime: asyncio.Task[None] | None = None
+        self._deadline = 0.0
 
     def __repr__(self) -> str:
         return f"<RpcClient {self._config.address[0]}:{self._config.address[1]}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     @staticmethod
     def builder() -> ClientBuilder:
@@ -121,9 +128,12 @@ class RpcClient(Caller):
 
     async def _open(self) -> None:
         config = self._config
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.time() + config.timeout
+        connection = await self._verified()
         try:
-            async with asyncio.timeout(config.timeout):
-                peer = await self._handshake()
+            async with asyncio.timeout_at(self._deadline):
+                peer = await self._greet(connection)
         except TimeoutError:
             host, port = config.address
             raise ConnectionClosed(
@@ -132,27 +142,31 @@ class RpcClient(Caller):
                 code=Close.TIMEOUT,
             ) from None
         self._live_peer = self._context._live_peer = peer
+        self._lifetime = loop.create_task(self._live(peer))
         try:
-            await run_hooks_until_error(config.hooks.connect, self._context)
+            await run_hooks_while_open(config.hooks.connect, self._context, peer)
         except BaseException:
             peer.close(Close.OK, "the client's on_connect failed")
-            await peer.wait_closed()
+            await asyncio.shield(self._lifetime)
             raise
         peer.dispatcher.start()
-        self._lifetime = asyncio.get_running_loop().create_task(self._live(peer))
 
     async def _live(self, peer: Peer) -> None:
         await peer.wait_closed()
+        await peer.dispatcher.wait_stopped()
         await run_hooks("on_disconnect", self._config.hooks.disconnect, self._context)
-
-    async def _handshake(self) -> Peer:
-        return await self._greet(await self._verified())
 
     async def _verified(self) -> Connection:
         """A connection to a server that is who it should be."""
         config = self._config
         host, port = config.address
-        address = await _first_address(host, port)
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                address = await _first_address(host, port)
+        except TimeoutError:
+            raise ConnectionClosed(
+                f"{host!r} could not be looked up within {config.timeout:g} s", code=Close.TIMEOUT
+            ) from None
         name = config.server_name or host
         plan = await asyncio.to_thread(config.trust.plan, name, port, address)
         connection = await self._dial(plan)
@@ -189,7 +203,7 @@ class RpcClient(Caller):
                     ca_data=None if plan.authorities is None else plan.authorities.pem,
                     verify=plan.authorities is not None,
                 ),
-                timeout=config.timeout,
+                timeout=max(self._deadline - asyncio.get_running_loop().time(), 1e-3),
             )
         except ConnectionClosed as exc:
             if CRYPTO_ERROR <= exc.code < CRYPTO_ERROR + 0x100:
@@ -198,8 +212,8 @@ class RpcClient(Caller):
 
 
 async def _first_address(host: str, port: int) -> str:
-    """What trust on first use is judged by; ``dial`` says so when there is none."""
+    """What trust on first use is judged by."""
     try:
         return str((await resolve(host, port))[0][1][0])
-    except OSError:
-        return host
+    except OSError as exc:
+        raise ConnectionClosed(f"{host!r} cannot be resolved: {exc.strerror or exc}") from exc

@@ -7,7 +7,7 @@ and the rest, for which a low order at the full rate does.
 """
 
 cimport cython
-from libc.math cimport M_PI, cos, fabs, sin, sqrt
+from libc.math cimport M_PI, cos, exp, fabs, sin, sqrt
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove
@@ -31,6 +31,7 @@ cdef enum:
 
 cdef double LIMIT = 16.0                    # full scale is 1; what is louder is not audio
 cdef double HISS = 0.5                      # of the prediction error's amplitude
+cdef double DITHER = 1e-4                   # of the low band's level
 cdef double SLOW_PER_MS = 0.008
 cdef double FAST_PER_MS = 0.016
 
@@ -55,19 +56,19 @@ cdef class Extrapolator:
     cdef double* _models                    # (channels, LOW_ORDER), coefficients last to first
     cdef double* _high_models               # (channels, HIGH_ORDER)
     cdef double* _levels                    # (channels)
-    cdef double* _forward                   # scratch of burg
-    cdef double* _backward
+    cdef double* _forward                   # (_window): what _burg fits, then its scratch
+    cdef double* _backward                  # (_window)
+    cdef double* _weights                   # (_window)
     cdef double* _filter                    # (2 * _delay + 1)
     cdef float* _floats
     cdef double* _doubles
     cdef Py_ssize_t _lags[3]
     cdef Py_ssize_t _overlap, _loop, _previous, _place
     cdef double _voicing
-    cdef Py_ssize_t _low_known, _high_known
+    cdef Py_ssize_t _window, _low_known, _high_known
     cdef uint32_t _random
 
     def __cinit__(self, Py_ssize_t rate, Py_ssize_t channels, bint voice):
-        cdef Py_ssize_t window = max(<Py_ssize_t>LOW_WINDOW, rate // 50)
         if not 8000 <= rate <= 192000:
             raise ValueError("rate must be 8000 to 192000 Hz")
         if not 1 <= channels <= MAX_CHANNELS:
@@ -75,6 +76,7 @@ cdef class Extrapolator:
         self._rate = rate
         self._channels = channels
         self._voice = voice
+        self._window = rate // 50 if voice else <Py_ssize_t>LOW_WINDOW
         self._shortest = rate // 400
         self._longest = rate * 15 // 1000
         self._step = decimation(rate)
@@ -92,11 +94,11 @@ cdef class Extrapolator:
         )
         self._high_size = 0 if voice else LOW_WINDOW + self._total
         self._random = 0x9E3779B9
-        self._carve(window)
+        self._carve()
 
-    cdef int _carve(self, Py_ssize_t window) except -1:
+    cdef int _carve(self) except -1:
         """One block of floats and one of doubles, cut up; nothing else is ever allocated."""
-        cdef Py_ssize_t channels = self._channels
+        cdef Py_ssize_t channels = self._channels, window = self._window, i
         cdef Py_ssize_t noise = NOISE_ORDER + self._total if self._voice else 0
         cdef float* floats
         cdef double* doubles
@@ -105,7 +107,7 @@ cdef class Extrapolator:
         )
         self._doubles = doubles = <double*>calloc(
             channels * (noise + self._low_size + self._high_size + LOW_ORDER + HIGH_ORDER + 1)
-            + 2 * window + 2 * self._delay + 1, sizeof(double),
+            + 3 * window + 2 * self._delay + 1, sizeof(double),
         )
         if floats == NULL or doubles == NULL:
             raise MemoryError()
@@ -123,7 +125,10 @@ cdef class Extrapolator:
         self._levels = self._high_models + channels * HIGH_ORDER
         self._forward = self._levels + channels
         self._backward = self._forward + window
-        self._filter = self._backward + window
+        self._weights = self._backward + window
+        self._filter = self._weights + window
+        for i in range(window):
+            self._weights[i] = 0.54 - 0.46 * cos(2.0 * M_PI * i / (window - 1))
         split_filter(self._filter, self._split, self._delay)
         return 0
 
@@ -221,7 +226,8 @@ cdef class Extrapolator:
         self._at = min(self._at + frames, 2 * self._total)
 
     cdef void _extend(self, Py_ssize_t last) noexcept nogil:
-        """Compute the extension up to ``last``."""
+        """Compute the extension up to ``last``; behind its end all is silent."""
+        last = min(last, self._total)
         if last <= self._known:
             return
         if self._voice:
@@ -252,7 +258,7 @@ cdef class Extrapolator:
         cdef const float* x
         if at + n + reach > self._total:
             reach = 0
-        self._extend(min(at + n + reach, self._total))
+        self._extend(at + n + reach)
         if reach:
             shift = self._best_shift(samples, n, reach)
         for i in range(n):
@@ -305,6 +311,7 @@ cdef class Extrapolator:
         cdef Py_ssize_t other, d
         cdef const float* history
         cdef double* noise
+        cdef double* model
         cdef double power, distance, least = -1.0
         cdef const float* end = self._mono + 2 * longest
         cdef float found = 0.0
@@ -335,7 +342,10 @@ cdef class Extrapolator:
             history = self._history + (channel + 1) * self._size - window
             for i in range(window):
                 self._forward[i] = history[i]
-            power = self._burg(window, NOISE_ORDER, self._models + channel * LOW_ORDER)
+            model = self._models + channel * LOW_ORDER
+            power = self._burg(NOISE_ORDER, model)
+            for i in range(NOISE_ORDER):        # what rings in it dies down in 4 ms
+                model[i] *= exp((i - NOISE_ORDER) / (0.004 * self._rate))
             self._levels[channel] = HISS * sqrt(3.0 * power)
             noise = self._noise + channel * (NOISE_ORDER + self._total)
             for i in range(NOISE_ORDER):
@@ -409,8 +419,11 @@ cdef class Extrapolator:
                 value = 0.0
                 for k in range(taps):
                     value += self._filter[k] * x[k]
-                low[i] = self._forward[i] = value
-            self._burg(LOW_WINDOW, self._order, self._models + channel * LOW_ORDER)
+                low[i] = value
+            value = DITHER * sqrt(es_dot64(low, low, LOW_WINDOW) / LOW_WINDOW)
+            for i in range(LOW_WINDOW):     # pure tones alone leave the model undetermined
+                self._forward[i] = low[i] + value * self._uniform()
+            self._burg(self._order, self._models + channel * LOW_ORDER)
         self._low_known = LOW_WINDOW
         if split == 1:
             return
@@ -421,7 +434,7 @@ cdef class Extrapolator:
             for i in range(LOW_WINDOW):
                 high[i] = x[i] - self._low_band(channel, i - LOW_WINDOW)
                 self._forward[i] = high[i]
-            self._burg(LOW_WINDOW, HIGH_ORDER, self._high_models + channel * HIGH_ORDER)
+            self._burg(HIGH_ORDER, self._high_models + channel * HIGH_ORDER)
         self._high_known = LOW_WINDOW
 
     cdef void _extend_music(self, Py_ssize_t last) noexcept nogil:
@@ -470,13 +483,15 @@ cdef class Extrapolator:
             tap += self._split
         return value * self._split
 
-    cdef double _burg(self, Py_ssize_t n, Py_ssize_t order, double* out) noexcept nogil:
+    cdef double _burg(self, Py_ssize_t order, double* out) noexcept nogil:
         """Fit ``x[t] = e[t] - sum of a[k] x[t - k]`` to x in _forward; the power of e.
 
-        Burg 1967. Every reflection coefficient is held below 1, so the filter is stable; from the
-        order at which nothing is left to explain, the coefficients are 0. ``out`` gets a[order]
-        first and a[1] last, ready for a dot product with the past.
+        Burg 1967, with Hamming weights (Swingler 1979), which keep the frequency of tones true.
+        Every reflection coefficient is held below 1, so the filter is stable; from the order at
+        which nothing is left to explain, the coefficients are 0. ``out`` gets a[order] first and
+        a[1] last, ready for a dot product with the past.
         """
+        cdef Py_ssize_t window = self._window, n = window
         cdef double* f = self._forward
         cdef double* b = self._backward
         cdef double power = es_dot64(f, f, n) / n, least = 1e-12 * power + 1e-30
@@ -486,11 +501,12 @@ cdef class Extrapolator:
         for i in range(order):
             out[i] = 0.0
         memcpy(b, f, n * sizeof(double))
-        for i in range(n - 1):
-            f[i] = f[i + 1]
+        memmove(f, f + 1, (n - 1) * sizeof(double))
         n -= 1
-        cross = es_dot64(f, b, n)
-        energy = es_dot64(f, f, n) + es_dot64(b, b, n)
+        cross = energy = 0.0
+        for i in range(n):
+            cross += self._weights[i] * (f[i] * b[i])
+            energy += self._weights[i] * (f[i] * f[i] + b[i] * b[i])
         for m in range(order):
             if power <= least or energy <= 1e-30:
                 break
@@ -502,7 +518,7 @@ cdef class Extrapolator:
             a[-m] = k
             power *= 1.0 - k * k
             n -= 1
-            es_lattice(f, b, n, k, &cross, &energy)
+            es_lattice(f, b, self._weights + (window - n) // 2, n, k, &cross, &energy)
         return power
 
 

@@ -28,7 +28,7 @@ cimport cython
 from libc.stdint cimport int64_t
 
 from echostream._ext.delay cimport (
-    Control, Delay, control_step, delay_base, delay_restart, delay_target, delay_update,
+    Control, Delay, control_step, control_watch, delay_base, delay_restart, delay_target, delay_update,
     delay_wanted,
 )
 
@@ -107,6 +107,15 @@ cdef class PlayoutControl:
         self.state.raise_rate = raise_rate
         self.state.lower_rate = lower_rate
 
-    def step(self, double error_ns, double span_ns, double wanted_ns, double grain_ns=1.0):
+    def watch(self, double error_ns, double span_ns, double wanted_ns):
+        """Decide once for each ``span_ns`` whether to fall; see ``control_watch``."""
+        control_watch(&self.state, error_ns, span_ns, wanted_ns)
+
+    def step(self, double error_ns, double span_ns, double grain_ns=1.0):
         """How much later (positive) or earlier to play what comes next; see ``control_step``."""
-        return control_step(&self.state, error_ns, span_ns, wanted_ns, grain_ns)
+        return control_step(&self.state, error_ns, span_ns, grain_ns)
+
+    @property
+    def falling(self):
+        """Whether the playout point is on its way to an earlier target."""
+        return self.state.falling

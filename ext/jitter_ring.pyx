@@ -34,8 +34,8 @@ from echostream._ext.atomic cimport (
     atomic_store, atomic_take, lowest_bit,
 )
 from echostream._ext.delay cimport (
-    Control, Delay, control_step, delay_base, delay_restart, delay_target, delay_update,
-    delay_wanted,
+    Control, Delay, control_step, control_watch, delay_base, delay_relearn, delay_restart, delay_target,
+    delay_update, delay_wanted,
 )
 from echostream._ext.pcm cimport (
     Pcm, pcm_clear, pcm_close, pcm_gap, pcm_next_packet, pcm_open, pcm_read, pcm_run, pcm_write,
@@ -51,6 +51,7 @@ cdef enum:
     RESTART_RUN = 4
     SECOND = 1_000_000_000
     BAND = 20_000  # ns; smaller errors of the playout point are left alone
+    FAR = 60_000_000  # ns; more than this too late, a gap is passed over without waiting
 
 cdef struct Counters:
     # written by the producer
@@ -106,7 +107,7 @@ cdef class JitterRing:
         bint* slot_silence
         uint64_t* presence
         # shared
-        int64_t reading, target, wanted, deadline, flushes, ready
+        int64_t reading, target, wanted, deadline, flushes, ready, earliest
         Counters n
         # producer
         Delay delay
@@ -159,6 +160,7 @@ cdef class JitterRing:
         self.delay.maximum = maximum_ns
         delay_restart(&self.delay)
         self.deadline = INT64_MAX
+        self.earliest = INT64_MAX
         self.silence_from = INT64_MAX
         cdef size_t slots = <size_t>capacity
         self.arena = <uint8_t*>calloc(slots, self.slot_bytes)
@@ -279,6 +281,8 @@ cdef class JitterRing:
         if far or (self.delay.packets and self._transit(stamp, arrival) > self.max_delay_ns):
             if self._run_agrees(sequence, timestamp, arrival):
                 self._renumber(sequence, timestamp, arrival)
+                if not far:
+                    delay_relearn(&self.delay)
                 raw = self.raw_sequence
                 stamp = self.raw_timestamp
             elif far:
@@ -322,6 +326,8 @@ cdef class JitterRing:
         self.last_at = at
         atomic_store(&self.wanted, delay_wanted(&self.delay))
         atomic_store(&self.target, delay_target(&self.delay, send))
+        if at < self.earliest:
+            atomic_store(&self.earliest, at)
         atomic_store(&self.ready, 1)
         atomic_set(&self.presence[slot >> 6], bit)
         return 0
@@ -366,8 +372,8 @@ cdef class JitterRing:
         atomic_add(&self.n.restarts, 1)
         self.expected_before += self.highest - self.first + 1
         self.raw_sequence = sequence
-        self.sequence_shift = self.highest + 2 * self.capacity - sequence
-        self.first = self.highest + 2 * self.capacity
+        self.first = self.highest + self.capacity + 1
+        self.sequence_shift = self.first - sequence
         self.highest = self.first - 1
         if -SECOND / 20 <= transit <= delay_wanted(&self.delay) + SECOND / 20:
             self.raw_timestamp = stamp
@@ -452,7 +458,9 @@ cdef class JitterRing:
             if not atomic_load(&self.ready):
                 return 0
             self.started = True
-            self.cursor = to_frames(now - atomic_load(&self.target), self.rate)
+            self.cursor = min(
+                to_frames(now - atomic_load(&self.target), self.rate), atomic_load(&self.earliest)
+            )
             self.newest = self.cursor
             self.reference = <double>(now - to_ns(self.cursor, self.rate))
         self._ingest()
@@ -514,8 +522,8 @@ cdef class JitterRing:
         self.reference += <double>to_ns(frames, self.rate)
 
     cdef int64_t _pull(self, float* out, int64_t frames, int64_t now) noexcept nogil:
-        cdef int64_t error = self._schedule(now), held = 0, rest, take, gap, real, k
-        cdef double grain = <double>SECOND / self.rate, move
+        cdef int64_t error = self._schedule(now), held = 0, rest, take, tail, gap, real
+        cdef double grain = <double>SECOND / self.rate, span = <double>to_ns(frames, self.rate), move
         cdef int64_t wanted = atomic_load(&self.wanted)
         if not self.started:
             memset(out, 0, <size_t>(frames * self.channels) * sizeof(float))
@@ -525,17 +533,14 @@ cdef class JitterRing:
             self._skip(to_frames(-error, self.rate))
             error = 0
         move = 0.0
+        control_watch(&self.control, <double>error, span, <double>wanted)
         if self.pcm.marks[self.cursor & self.pcm.mask]:
-            move = control_step(
-                &self.control, <double>error, <double>to_ns(frames, self.rate), <double>wanted,
-                grain,
-            )
+            move = control_step(&self.control, <double>error, span, grain)
         elif error > BAND:
             held = min(frames, to_frames(error, self.rate))
-        elif self.newest <= self.cursor and self.held < self.hold_ns and self.heard:
-            held = frames
-            self.held += to_ns(frames, self.rate)
-        elif error < -BAND:
+        elif error < -BAND and self.newest > self.cursor and (
+            self.control.falling or self.held or error < -FAR
+        ):
             gap = pcm_gap(&self.pcm, self.cursor, min(to_frames(-error, self.rate), self.pcm.size))
             self.cursor += gap
             self.newest = max(self.newest, self.cursor)
@@ -545,6 +550,15 @@ cdef class JitterRing:
             memset(out, 0, <size_t>(held * self.channels) * sizeof(float))
             out += held * self.channels
         rest = frames - held
+        tail = rest - (self.newest - self.cursor)
+        if tail > 0 and self.held < self.hold_ns and self.heard and self.silence_from == INT64_MAX:
+            # Nothing newer stands behind: wait where the audio ends instead of passing it.
+            tail = min(tail, rest)
+            real = self._take(out, rest - tail)
+            self._hold(tail)
+            self.held += to_ns(tail, self.rate)
+            memset(out + (rest - tail) * self.channels, 0, <size_t>(tail * self.channels) * 4)
+            return real
         take = rest - <int64_t>(move / grain + (0.5 if move > 0.0 else -0.5))
         if take == rest:
             return self._take(out, rest)
@@ -651,6 +665,18 @@ cdef class JitterRing:
         atomic_add(&self.n.lowered, max(frames - instead_of, 0))
         return real
 
+    def gap(self, int64_t frames, int64_t ahead=0):
+        """How many frames are missing from ``ahead`` frames after the cursor on, at most ``frames``."""
+        if not 0 <= ahead <= self.pcm.size - self.max_pull or not 0 <= frames <= self.max_pull:
+            raise ValueError(f"frames is from 0 to {self.max_pull}, ahead not beyond the ring")
+        return pcm_gap(&self.pcm, self.cursor + ahead, frames)
+
+    def drop(self):
+        """Drop what arrived and was not played; the timestamp of its first frame."""
+        self._ingest()
+        self._flush(self.flushes_seen)
+        return self.cursor
+
     def hold(self, int64_t frames):
         """``frames`` were played that are not from packets, and the cursor stays: delay grows."""
         if not 0 <= frames <= self.max_pull:
@@ -658,6 +684,11 @@ cdef class JitterRing:
         self._hold(frames)
 
     # -- either side, for display
+
+    @property
+    def playing(self):
+        """Whether the first packet was taken in, and the playout point is set."""
+        return self.started
 
     @property
     def cursor_timestamp(self):

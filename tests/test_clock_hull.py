@@ -11,17 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echostream.media import clock_hull as twin
+from echostream.media import clock_map as twin_map
 from echostream.media.lab.clock_path import SECOND, ClockPath, Delay, Link, probes
 
 try:
     from echostream._ext import clock_hull as kernel
+    from echostream._ext import clock_map as kernel_map
 except ImportError:
-    kernel = None  # type: ignore[assignment]
+    kernel = kernel_map = None  # type: ignore[assignment]
 
-MODULES = [
-    pytest.param(kernel, marks=pytest.mark.skipif(kernel is None, reason="nothing is compiled")),
-    twin,
-]
+COMPILED = pytest.mark.skipif(kernel is None, reason="nothing is compiled")
+MODULES = [pytest.param(kernel, marks=COMPILED), twin]
+MAPS = [pytest.param(kernel_map, marks=COMPILED), twin_map]
 EXPECTED, LIMIT = 1e-3, 0.06
 
 
@@ -85,7 +86,7 @@ PATHS = {
 }
 
 
-@pytest.mark.skipif(kernel is None, reason="nothing is compiled")
+@COMPILED
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_kernel_and_twin_agree(path: ClockPath) -> None:
     link = Link(path, 3, 120)
@@ -133,7 +134,7 @@ def test_window_is_bounded_and_reaches_back(module: Any) -> None:
     assert hull.at - hull.oldest > 150 * SECOND
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", MAPS)
 @settings(deadline=None, max_examples=200, derandomize=True)
 @given(
     local0=st.integers(-(2**60), 2**60),
@@ -166,7 +167,7 @@ def test_map_is_invertible_and_rises(
     assert published.used
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", MAPS)
 def test_map_clips_at_the_ends_of_int64(module: Any) -> None:
     published = module.ClockMap()
     published.set(0, 2**62, 0.06, 10, 0.06)
@@ -176,7 +177,7 @@ def test_map_clips_at_the_ends_of_int64(module: Any) -> None:
     assert published.to_local(-(2**63)) == -(2**63)
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", MAPS)
 def test_readers_never_see_half_a_map(module: Any) -> None:
     published = module.ClockMap()
     published.set(0, 0, 0.0, 0, 0.0)

@@ -35,17 +35,19 @@ cdef struct Delay:
     double recent_residual[RECENT]
     double recent_arrival[RECENT]
     double shift_since, shift_low, fast
+    int shift_count
     # distribution of what is above the base line
     double weights[BUCKETS]
     double increment, total, above, quantile, surplus
     int cursor
     int logged, logged_at
+    double upper[BUCKETS]
     double log_x[LOGGED]
     double log_weight[LOGGED]
     uint16_t log_bucket[LOGGED]
 
 cdef struct Control:
-    double raise_rate, lower_rate, unspent
+    double raise_rate, lower_rate, unspent, waited
     bint falling
 
 
@@ -65,10 +67,6 @@ cdef inline int delay_bucket(double residual) noexcept nogil:
     return bucket if bucket < BUCKETS else BUCKETS - 1
 
 
-cdef inline double delay_upper(int bucket) noexcept nogil:
-    return 20_000.0 * exp(delay_log_ratio() * bucket)
-
-
 cdef inline void delay_restart(Delay* d) noexcept nogil:
     """Forget everything but the configuration."""
     cdef double late = d.late, start = d.start, minimum = d.minimum, maximum = d.maximum
@@ -80,6 +78,9 @@ cdef inline void delay_restart(Delay* d) noexcept nogil:
     d.increment = 1.0
     d.shift_since = -1.0
     d.quantile = start
+    cdef int bucket
+    for bucket in range(BUCKETS):
+        d.upper[bucket] = 20_000.0 * exp(delay_log_ratio() * bucket)
 
 
 cdef inline double delay_base(const Delay* d, double x) noexcept nogil:
@@ -88,11 +89,11 @@ cdef inline double delay_base(const Delay* d, double x) noexcept nogil:
 
 cdef inline int64_t delay_wanted(const Delay* d) noexcept nogil:
     """Playout delay above the base line."""
-    cdef double wanted = d.fast if d.fast > d.quantile else d.quantile
-    if wanted < d.minimum:
-        wanted = d.minimum
-    if wanted > d.maximum:
-        wanted = d.maximum
+    cdef double wanted = min(max(d.quantile, d.minimum), d.maximum)
+    if d.fast > 0.0:  # a longer path is no jitter: the bounds count from its base line
+        wanted = max(
+            wanted, d.shift_low + min(max(d.fast - d.shift_low, d.minimum), d.maximum)
+        )
     return <int64_t>rint(wanted)
 
 
@@ -151,9 +152,9 @@ cdef inline double delay_quantile(Delay* d, double share) noexcept nogil:
         d.above += d.weights[d.cursor]
         d.cursor -= 1
     if d.weights[d.cursor] <= 0.0:
-        return delay_upper(d.cursor)
-    high = delay_upper(d.cursor)
-    low = delay_upper(d.cursor - 1) if d.cursor else 0.0
+        return d.upper[d.cursor]
+    high = d.upper[d.cursor]
+    low = d.upper[d.cursor - 1] if d.cursor else 0.0
     return high - (high - low) * (wanted - d.above) / d.weights[d.cursor]
 
 
@@ -262,7 +263,7 @@ cdef inline void delay_rebase(Delay* d, double rise) noexcept nogil:
     for row in range(d.logged):
         if d.log_x[row] >= d.shift_since:
             bucket = d.log_bucket[row]
-            residual = max(delay_upper(bucket) - rise, 0.0)
+            residual = max(d.upper[bucket] - rise, 0.0)
             d.weights[bucket] -= d.log_weight[row]
             d.weights[delay_bucket(residual)] += d.log_weight[row]
     d.logged = 0
@@ -298,6 +299,9 @@ cdef inline void delay_watch(Delay* d, double x, double residual, double arrival
         d.fast = 0.0
         return
     if d.shift_since < 0.0:
+        d.shift_count = 0
+    d.shift_count += 1
+    if d.shift_count <= RECENT:  # the first ones may still be high packets of the old path
         d.shift_since = d.recent_x[oldest]
         d.shift_low = low
     d.shift_low = min(d.shift_low, low)
@@ -343,28 +347,58 @@ cdef inline void delay_update(
         d.quantile = max(d.quantile, floor)
 
 
+cdef inline void delay_relearn(Delay* d) noexcept nogil:
+    """The base line stays, what lies above it is unknown again."""
+    memset(&d.weights[0], 0, sizeof(d.weights))
+    d.total = d.above = 0.0
+    d.increment = 1.0
+    d.cursor = 0
+    d.logged = d.logged_at = 0
+    d.blocks = 0
+    d.recent = 0
+    d.shift_since = -1.0
+    d.fast = d.typical = d.surplus = 0.0
+    d.quantile = d.start
+    d.packets = 1
+
+
 # -- control
 
+cdef inline void control_watch(
+    Control* c, double error_ns, double span_ns, double wanted_ns
+) noexcept nogil:
+    """Decide whether to fall, once for each ``span_ns`` of time.
+
+    Falling begins when the playout point was too late by more than 2 % of the delay for half a
+    second: a packet that came early says little. It ends at the target.
+    """
+    if error_ns > -20_000.0:
+        c.falling = False
+    if -error_ns < max(30_000.0, 0.02 * wanted_ns):
+        c.waited = 0.0
+        return
+    c.waited += span_ns
+    if c.waited > 500.0 * delay_ms():
+        c.falling = True
+
+
 cdef inline double control_step(
-    Control* c, double error_ns, double span_ns, double wanted_ns, double grain_ns
+    Control* c, double error_ns, double span_ns, double grain_ns
 ) noexcept nogil:
     """How much later (positive) or earlier to play, a whole number of grains.
 
     ``error_ns`` is how far the playout point is before its target, ``span_ns`` what is about to
-    be played, ``grain_ns`` one sample. Rising starts at once; falling starts beyond a band of
-    2 % of the delay, so that a steady stream is left alone. What the rates allow and less than a
-    grain needs is kept for the next step.
+    be played, ``grain_ns`` one sample. Rising starts at once, falling when ``control_watch`` says
+    so, and twice as fast while it is more than 60 ms too late. What the rates allow and less
+    than a grain needs is kept for the next step.
     """
     cdef double rate = c.raise_rate if error_ns > 0.0 else c.lower_rate
     cdef double distance = fabs(error_ns), move
+    if error_ns < -60.0 * delay_ms():
+        rate *= 2.0
     c.unspent = min(c.unspent + span_ns, max(span_ns, grain_ns / rate))
-    if distance < 20_000.0:
-        c.falling = False
+    if distance < 20_000.0 or (error_ns < 0.0 and not c.falling):
         return 0.0
-    if error_ns < 0.0 and not c.falling:
-        if distance < max(30_000.0, 0.02 * wanted_ns):
-            return 0.0
-        c.falling = True
     move = floor(min(distance, rate * c.unspent) / grain_ns) * grain_ns
     c.unspent -= move / rate
     return move if error_ns > 0.0 else -move

@@ -58,8 +58,8 @@ cdef extern from * nogil:
     }
 
     /* One step of Burg's lattice, in place: f[i], b[i] = f[i+1] + k b[i+1], b[i] + k f[i]
-       for i < n; *cross and *energy are the sums over the new f and b. */
-    static inline void es_lattice(double *f, double *b, ptrdiff_t n, double k,
+       for i < n; *cross and *energy are the sums over the new f and b, weighted by w. */
+    static inline void es_lattice(double *f, double *b, const double *w, ptrdiff_t n, double k,
                                   double *cross, double *energy)
     {
         ptrdiff_t i = 0;
@@ -72,8 +72,8 @@ cdef extern from * nogil:
             v = ES_D2(b + i) + kk * ES_D2(f + i);
             *(es_d2 *)(f + i) = u;
             *(es_d2 *)(b + i) = v;
-            c += u * v;
-            e += u * u + v * v;
+            c += ES_D2(w + i) * (u * v);
+            e += ES_D2(w + i) * (u * u + v * v);
         }
         *cross = c[0] + c[1];
         *energy = e[0] + e[1];
@@ -83,8 +83,8 @@ cdef extern from * nogil:
             y = b[i] + k * f[i];
             f[i] = x;
             b[i] = y;
-            *cross += x * y;
-            *energy += x * x + y * y;
+            *cross += w[i] * (x * y);
+            *energy += w[i] * (x * x + y * y);
         }
     }
 
@@ -134,7 +134,8 @@ cdef extern from * nogil:
     float es_dot(const float* a, const float* b, Py_ssize_t n) noexcept
     double es_dot64(const double* a, const double* b, Py_ssize_t n) noexcept
     void es_lattice(
-        double* f, double* b, Py_ssize_t n, double k, double* cross, double* energy
+        double* f, double* b, const double* w, Py_ssize_t n, double k,
+        double* cross, double* energy
     ) noexcept
     float es_filter(
         const float* row, const float* slope, float t, const float* x, Py_ssize_t n

@@ -1,7 +1,8 @@
 """One clock for two programs: the remote monotonic clock as seen from here, with its error bound.
 
 Sans-IO: exchanges come in with their four timestamps, time is always a parameter, wall clocks
-are never read. The arithmetic is in :mod:`echostream.media.clock_hull`.
+are never read. The arithmetic is in :mod:`echostream.media.clock_hull` and
+:mod:`echostream.media.clock_map`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from math import inf
 from echostream.errors import ConnectionClosed, EchoStreamError
 
 try:
-    from echostream._ext.clock_hull import ClockMap, OffsetHull
+    from echostream._ext.clock_hull import OffsetHull
+    from echostream._ext.clock_map import ClockMap
 except ImportError:  # nothing is compiled here
-    from echostream.media.clock_hull import ClockMap, OffsetHull  # type: ignore[assignment]
+    from echostream.media.clock_hull import OffsetHull  # type: ignore[assignment]
+    from echostream.media.clock_map import ClockMap  # type: ignore[assignment]
 
 __all__ = ["ClockStatistics", "ClockSync", "ProbeSchedule"]
 
@@ -123,7 +126,8 @@ class ClockSync:
         """How far the published map may be off now; infinite without exchanges.
 
         Holds for any delay, asymmetric ones too, on clocks whose relative rate walks at most as
-        ``WANDER`` says. Grows while no exchange comes.
+        ``WANDER`` says and is, until exchanges prove more, at most ``RATE_EXPECTED``. Grows while
+        no exchange comes. A step of the remote clock shows with the first exchange after it.
         """
         return self.error_bound_at(self._present())
 

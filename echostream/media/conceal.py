@@ -34,7 +34,8 @@ class Concealer:
 
     Every block that is played goes through one of three calls, in order of time: :meth:`heard`,
     :meth:`conceal` in place of a lost one, :meth:`merge` for the first block after a gap. What
-    comes out is finite and within +-16 whatever went in. No array is allocated.
+    comes out is finite and within +-16 whatever went in. No array is allocated; one thread at a
+    time.
     """
 
     __slots__ = ("_kernel",)

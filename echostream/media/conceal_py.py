@@ -19,6 +19,7 @@ LOW_RATE = 11_000  # Hz, about: the rate at which music is extrapolated
 WORK = 2 * LOW_ORDER * LOW_WINDOW  # multiply-adds per model of all channels together
 SIDE_LOBES = 4  # half length of the band-splitting filter, in samples at the low rate
 HISS = 0.5  # of the prediction error's amplitude: the ear forgives too little rather than too much
+DITHER = 1e-4  # of the low band's level
 FULL_MS, SLOW_MS, SLOW_PER_MS, FAST_PER_MS = 20.0, 60.0, 0.008, 0.016
 LONGEST_GAP_MS = 105  # by then all is silent
 
@@ -164,9 +165,11 @@ class Extrapolator:
         self._voicing = min(1.0, max(0.0, (found - 0.3) * 2.0))
         self._overlap = max(1, min(self._lags) // 4)
         self._loop = self._previous = self._place = 0
-        window = self._history[-self._rate // 50 :].astype(np.float64)
+        window = self._history[-(self._rate // 50) :].astype(np.float64)
         models = [burg(window[:, c], NOISE_ORDER) for c in range(self._channels)]
-        self._shape = np.array([model for model, _ in models])[:, ::-1]
+        fading = np.exp(-np.arange(1, NOISE_ORDER + 1) / (0.004 * self._rate))
+        # Noise of this colour, in which what rings dies down in 4 ms.
+        self._shape = np.array([model * fading for model, _ in models])[:, ::-1]
         self._level = np.array([HISS * np.sqrt(3.0 * power) for _, power in models])
         self._noise = np.zeros((NOISE_ORDER + self._total, self._channels))
         self._noise[:NOISE_ORDER] = window[-NOISE_ORDER:]
@@ -228,14 +231,20 @@ class Extrapolator:
         known = history[centres[:, None] + np.arange(-delay, delay + 1)]
         order = max(NOISE_ORDER, min(LOW_ORDER, WORK // (LOW_WINDOW * channels)))
         self._low = np.tensordot(known, self._kernel, axes=([1], [0]))
-        self._low_models = [burg(self._low[:, c], order)[0] for c in range(channels)]
-        self._order = order
+        self._low_models = [burg(self._dithered(c), order)[0] for c in range(channels)]
         if split == 1:
             return
         window = LOW_WINDOW
         low_band = self._low_band(-window, 0)
         self._high = history[-window:] - low_band
         self._high_models = [burg(self._high[:, c], HIGH_ORDER)[0] for c in range(channels)]
+
+    def _dithered(self, channel: int) -> NDArray[np.float64]:
+        """The low band 80 dB above noise: pure tones alone leave the model undetermined."""
+        low = self._low[:, channel]
+        level = DITHER * np.sqrt(np.mean(low * low))
+        dithered: NDArray[np.float64] = low + level * np.array([self._uniform() for _ in low])
+        return dithered
 
     def _music_until(self, last: int) -> None:
         low = self._low_band(self._known, last)
@@ -276,18 +285,22 @@ def split_filter(split: int, delay: int) -> NDArray[np.float64]:
 def burg(x: NDArray[np.float64], order: int) -> tuple[NDArray[np.float64], float]:
     """Coefficients a[1..order] of ``x[t] = e[t] - sum a[k] x[t - k]`` and the power of e.
 
-    Burg 1967. Every reflection coefficient is held below 1, so the filter is stable; from the
-    order at which nothing is left to explain, the coefficients are 0.
+    Burg 1967, with Hamming weights (Swingler 1979), which keep the frequency of tones true. Every
+    reflection coefficient is held below 1, so the filter is stable; from the order at which
+    nothing is left to explain, the coefficients are 0.
     """
     a = np.zeros(order)
+    weights = np.hamming(len(x))
     power = float(np.dot(x, x)) / len(x)
     least = 1e-12 * power + 1e-30
     forward, backward = x[1:].copy(), x[:-1].copy()
     for m in range(order):
-        energy = float(np.dot(forward, forward) + np.dot(backward, backward))
+        skip = (len(x) - len(forward)) // 2
+        weighted = weights[skip : skip + len(forward)]
+        energy = float(np.dot(weighted, forward * forward + backward * backward))
         if power <= least or energy <= 1e-30:
             break
-        k = -2.0 * float(np.dot(forward, backward)) / energy
+        k = -2.0 * float(np.dot(weighted, forward * backward)) / energy
         k = min(max(k, -0.99999), 0.99999)
         a[:m] += k * a[:m][::-1].copy()
         a[m] = k

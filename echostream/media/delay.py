@@ -52,6 +52,7 @@ class DelayEstimator:
         self._recent: deque[tuple[float, float, float]] = deque(maxlen=RECENT)
         self._shift_since = -1.0
         self._shift_low = self._fast = 0.0
+        self._shift_count = 0
         self._weights = [0.0] * BUCKETS
         self._increment = 1.0
         self._total = self._above = self._surplus = 0.0
@@ -59,10 +60,27 @@ class DelayEstimator:
         self._cursor = 0
         self._log: deque[tuple[float, int, float]] = deque(maxlen=LOGGED)
 
+    def relearn(self) -> None:
+        """The base line stays, what lies above it is unknown again."""
+        self._weights = [0.0] * BUCKETS
+        self._total = self._above = self._surplus = self._fast = self._typical = 0.0
+        self._increment = 1.0
+        self._cursor = 0
+        self._log.clear()
+        self._blocks.clear()
+        self._recent.clear()
+        self._shift_since = -1.0
+        self._quantile = self._start
+        self.packets = 1
+
     @property
     def wanted_ns(self) -> int:
-        wanted = max(self._quantile, self._fast)
-        return round(min(max(wanted, self._minimum), self._maximum))
+        wanted = min(max(self._quantile, self._minimum), self._maximum)
+        if self._fast > 0.0:
+            spread = self._fast - self._shift_low
+            spread = min(max(spread, self._minimum), self._maximum)
+            wanted = max(wanted, self._shift_low + spread)
+        return round(wanted)
 
     @property
     def skew_ppm(self) -> float:
@@ -219,6 +237,9 @@ class DelayEstimator:
             self._fast = 0.0
             return
         if self._shift_since < 0.0:
+            self._shift_count = 0
+        self._shift_count += 1
+        if self._shift_count <= RECENT:
             self._shift_since = oldest_x
             self._shift_low = low
         self._shift_low = min(self._shift_low, low)
@@ -258,22 +279,27 @@ class PlayoutControl:
             raise ValueError("rates are seconds per second, between 0 and 1")
         self._raise_rate = raise_rate
         self._lower_rate = lower_rate
-        self._unspent = 0.0
-        self._falling = False
+        self._unspent = self._waited = 0.0
+        self.falling = False
 
-    def step(
-        self, error_ns: float, span_ns: float, wanted_ns: float, grain_ns: float = 1.0
-    ) -> float:
+    def watch(self, error_ns: float, span_ns: float, wanted_ns: float) -> None:
+        if error_ns > -20_000.0:
+            self.falling = False
+        if -error_ns < max(30_000.0, 0.02 * wanted_ns):
+            self._waited = 0.0
+            return
+        self._waited += span_ns
+        if self._waited > 500.0 * MS:
+            self.falling = True
+
+    def step(self, error_ns: float, span_ns: float, grain_ns: float = 1.0) -> float:
         rate = self._raise_rate if error_ns > 0.0 else self._lower_rate
+        if error_ns < -60.0 * MS:
+            rate *= 2.0
         distance = abs(error_ns)
         self._unspent = min(self._unspent + span_ns, max(span_ns, grain_ns / rate))
-        if distance < 20_000.0:
-            self._falling = False
+        if distance < 20_000.0 or (error_ns < 0.0 and not self.falling):
             return 0.0
-        if error_ns < 0.0 and not self._falling:
-            if distance < max(30_000.0, 0.02 * wanted_ns):
-                return 0.0
-            self._falling = True
         move = math.floor(min(distance, rate * self._unspent) / grain_ns) * grain_ns
         self._unspent -= move / rate
         return move if error_ns > 0.0 else -move

@@ -19,8 +19,27 @@ __all__ = ["ACCEPTED", "DUPLICATE", "OVERFLOW", "REJECTED", "STALE", "JitterRing
 ACCEPTED, DUPLICATE, STALE, REJECTED, OVERFLOW = range(5)
 SECOND = 1_000_000_000
 BAND = 20_000
+FAR = 60_000_000
 FOREVER = 2**63 - 1
-COUNTERS = ["expected", "received", "duplicates", "stale", "rejected", "overflows", "restarts", "late", "played", "played_frames", "concealed", "events", "silent", "raised", "lowered", "skipped", "flushed"]
+COUNTERS = [
+    "expected",
+    "received",
+    "duplicates",
+    "stale",
+    "rejected",
+    "overflows",
+    "restarts",
+    "late",
+    "played",
+    "played_frames",
+    "concealed",
+    "events",
+    "silent",
+    "raised",
+    "lowered",
+    "skipped",
+    "flushed",
+]
 
 
 def to_ns(frames: int, rate: int) -> int:
@@ -96,6 +115,7 @@ class JitterRing:
         self._flushes = self._flushes_seen = 0
         self._target = self._wanted = 0
         self._deadline: int | None = None
+        self._earliest = FOREVER
         # consumer
         self._size = ring_frames
         self._pcm = np.zeros((ring_frames, channels), dtype=np.float32)
@@ -118,10 +138,11 @@ class JitterRing:
     ) -> int:
         data = memoryview(payload).cast("B")
         self._check(sequence_number, timestamp, len(data), epoch, silence)
-        samples = np.frombuffer(data, dtype=np.int16 if self._int16 else np.float32)
         if self._int16:
-            samples = samples * np.float32(1.0 / 32768.0)
-        frames = samples.astype(np.float32).reshape(-1, self._channels)
+            samples = np.frombuffer(data, np.int16).astype(np.float32) * np.float32(1.0 / 32768.0)
+        else:
+            samples = np.frombuffer(data, np.float32)
+        frames = samples.reshape(-1, self._channels)
         with self._lock:
             return self._push(sequence_number, timestamp, frames, arrival_ns, epoch, silence)
 
@@ -196,6 +217,8 @@ class JitterRing:
         if far or (known and self._transit(stamp, arrival) > self._max_delay_ns):
             if self._run_agrees(sequence, timestamp, arrival):
                 self._renumber(sequence, timestamp, arrival)
+                if not far:
+                    self._delay.relearn()
                 raw, stamp = self._raw_sequence, self._raw_timestamp
             elif far:
                 self._n["rejected"] += 1
@@ -217,6 +240,7 @@ class JitterRing:
         self._first = min(self._first, number)
         self._n["expected"] = self._expected_before + self._highest - self._first + 1
         self._n["received"] += 1
+        self._earliest = min(self._earliest, at)
         self._waiting[slot] = (at, frames, silence, self._flushes)
         send = to_ns(at, self._rate)
         missed = self._deadline is not None and arrival - send > self._deadline
@@ -250,7 +274,7 @@ class JitterRing:
         self._n["restarts"] += 1
         self._expected_before += self._highest - self._first + 1
         self._raw_sequence = sequence
-        self._first = self._highest + 2 * self._capacity
+        self._first = self._highest + self._capacity + 1
         self._sequence_shift = self._first - sequence
         self._highest = self._first - 1
         self._raw_timestamp = stamp
@@ -318,7 +342,8 @@ class JitterRing:
                 if not self._delay.packets:
                     return 0
                 self._started = True
-                self._cursor = self._newest = to_frames(now_ns - self._target, self._rate)
+                live = to_frames(now_ns - self._target, self._rate)
+                self._cursor = self._newest = min(live, self._earliest)
                 self._reference = float(now_ns - to_ns(self._cursor, self._rate))
             self._ingest()
             offset = float(now_ns - to_ns(self._cursor, self._rate))
@@ -410,14 +435,17 @@ class JitterRing:
             self._skip(to_frames(-error, rate))
             error = 0
         held, move, grain = 0, 0.0, SECOND / rate
+        span = to_ns(frames, rate)
+        self._control.watch(error, span, self._wanted)
         if self._marks[self._cursor % self._size]:
-            move = self._control.step(error, to_ns(frames, rate), self._wanted, grain)
+            move = self._control.step(error, span, grain)
         elif error > BAND:
             held = min(frames, to_frames(error, rate))
-        elif self._newest <= self._cursor and self._held < self._hold_ns and self._heard:
-            held = frames
-            self._held += to_ns(frames, rate)
-        elif error < -BAND:
+        elif (
+            error < -BAND
+            and self._newest > self._cursor
+            and (self._control.falling or self._held or error < -FAR)
+        ):
             gap = self._run_of(self._cursor, min(to_frames(-error, rate), self._size), False)
             self._cursor += gap
             self._newest = max(self._newest, self._cursor)
@@ -426,6 +454,15 @@ class JitterRing:
             self._hold(held)
             out[:held] = 0.0
         rest = frames - held
+        tail = rest - (self._newest - self._cursor)
+        waits = self._held < self._hold_ns and self._heard and self._silence_from == FOREVER
+        if tail > 0 and waits:
+            tail = min(tail, rest)
+            out[held : frames - tail], real = self._take(rest - tail)
+            self._hold(tail)
+            self._held += to_ns(tail, rate)
+            out[frames - tail :] = 0.0
+            return real
         take = rest - int(move / grain + (0.5 if move > 0.0 else -0.5))
         taken, real = self._take(take)
         if take == rest:
@@ -460,6 +497,18 @@ class JitterRing:
             self._n["lowered"] += max(len(array) - instead_of, 0)
             return real
 
+    def gap(self, frames: int, ahead: int = 0) -> int:
+        if not 0 <= ahead <= self._size - self._max_pull or not 0 <= frames <= self._max_pull:
+            raise ValueError(f"frames is from 0 to {self._max_pull}, ahead not beyond the ring")
+        with self._lock:
+            return self._run_of(self._cursor + ahead, frames, False)
+
+    def drop(self) -> int:
+        with self._lock:
+            self._ingest()
+            self._flush(self._flushes_seen)
+            return self._cursor
+
     def hold(self, frames: int) -> None:
         if not 0 <= frames <= self._max_pull:
             raise ValueError(f"frames is from 0 to {self._max_pull}, not {frames}")
@@ -467,6 +516,10 @@ class JitterRing:
             self._hold(frames)
 
     # -- either side
+
+    @property
+    def playing(self) -> bool:
+        return self._started
 
     @property
     def cursor_timestamp(self) -> int:

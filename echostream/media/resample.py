@@ -3,7 +3,7 @@
 A polyphase filter bank, a Kaiser-windowed sinc: 48 taps (more when the rate goes down), 256 phases,
 linear between phases. Measured in ``tests/media/test_resample.py``: flat within 0.1 dB up to
 0.425 of the lower rate (20.4 kHz at 48 kHz), 80 dB down from 0.53 on, THD+N of a 1 kHz tone with
-a ratio that moves all the time below -95 dB.
+a ratio that moves all the time below -95 dB (-101 to -117 measured).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Resampler:
 
     Output frame k is the input signal at frame ``k * from_rate / to_rate`` (the sum of steps, when
     :attr:`ratio` moves), so the stream keeps its time; the filter looks half its length ahead.
-    No frame is dropped or doubled, whatever the block sizes. ``process`` allocates no array.
-    Raises :class:`ConfigurationError` for rates further apart than a factor of 16.
+    No frame is dropped or doubled, whatever the block sizes. ``process`` allocates no array; one
+    thread at a time. Raises :class:`ConfigurationError` for rates more than 16 times apart.
     """
 
     __slots__ = ("_kernel", "_nominal", "_ratio", "lookahead")

@@ -28,7 +28,7 @@ class Stretcher:
     A block of at least :attr:`min_frames` (30 ms) is looked at around the frame 15 ms into it, for
     a period of 2.5 to 15 ms. Where the power of all channels together is below ``silence_dbfs``,
     15 ms may always go or come. Blocks that are too short, too irregular or not finite come out as
-    they are. Nothing is kept between calls and no array is allocated.
+    they are. Nothing is kept between calls and no array is allocated. One thread at a time.
     """
 
     __slots__ = ("_kernel", "max_change", "min_frames")

@@ -1,8 +1,7 @@
 """What arrives: stream bytes and datagrams become events, one frame at a time.
 
 Flow-control credit is given back as frames are taken out, and a stream whose consumer is full is
-paused: its bytes stay unparsed and unacknowledged to flow control, so the peer stops. Messages that
-have begun and do not end are bounded in bytes and in time; see ``assembly``.
+paused: its bytes stay unparsed and unacknowledged to flow control, so the peer stops.
 Before the peer's HELLO only its control stream is read.
 """
 
@@ -15,7 +14,6 @@ from echostream.codes import Reset, Status
 from echostream.errors import ProtocolError
 from echostream.protocol import events as ev
 from echostream.protocol import frames
-from echostream.protocol.assembly import Account, Progress
 from echostream.protocol.carrier import Carrier
 from echostream.protocol.frames import FrameParser
 from echostream.protocol.hello import MAX_HELLO, Hello, Limits
@@ -24,6 +22,9 @@ from echostream.protocol.ordering import EventOrder
 __all__ = ["Inbox"]
 
 FIELDS_ALLOWANCE = 32 * 1024
+MAX_INCOMPLETE = 16
+"""Messages of the largest size that may be incomplete at a time, all streams together. Credit is
+given for incomplete ones, so flow control does not bound them."""
 
 
 class _Incoming:
@@ -33,22 +34,20 @@ class _Incoming:
         "alias",
         "ended",
         "fin",
-        "held",
+        "incomplete",
         "owed",
         "parser",
         "paused",
-        "progress",
         "queued",
         "stream_id",
     )
 
-    def __init__(self, stream_id: int, max_length: int, stall: float) -> None:
+    def __init__(self, stream_id: int, max_length: int) -> None:
         self.stream_id = stream_id
         self.parser = FrameParser(max_length)
-        self.progress = Progress(stall)
         self.alias = -1
-        self.held = 0
         self.owed = 0
+        self.incomplete = 0
         self.fin = False
         self.ended = False
         self.paused = False
@@ -59,11 +58,7 @@ class Inbox:
     """The receiving half of a protocol session."""
 
     def __init__(
-        self,
-        carrier: Carrier,
-        limits: Limits,
-        refuse: Callable[[int, Status, str], None],
-        total: Account | None = None,
+        self, carrier: Carrier, limits: Limits, refuse: Callable[[int, Status, str], None]
     ) -> None:
         self._carrier = carrier
         self._max_length = limits.message_size + FIELDS_ALLOWANCE
@@ -74,16 +69,12 @@ class Inbox:
         self._ready: deque[_Incoming] = deque()
         self._events: deque[ev.ProtocolEvent] = deque()
         self._datagrams = FrameParser(64 * 1024)
-        self._stall = limits.stall
-        self._account = Account(limits.assembly, total)
-        self._unfinished: dict[int, _Incoming] = {}
         self._order = EventOrder()
         self._greeted = False
         self._failed = False
+        self._incomplete = 0
         self.frames = 0
         self.oversize = 0
-        self.stopped_slow = 0
-        self.stopped_large = 0
         self.repeated_events = 0
         self.bad_datagrams = 0
         self._on: dict[int, Callable[[FrameParser, _Incoming], ev.ProtocolEvent | None]] = {
@@ -102,42 +93,18 @@ class Inbox:
             frames.MEDIA: self._on_media,
         }
 
-    @property
-    def assembling(self) -> int:
-        """Bytes held of messages that are not complete."""
-        return self._account.held
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether some message is: :meth:`check_progress` then wants to be called now and then."""
-        return bool(self._unfinished)
-
-    def check_progress(self, now: float) -> None:
-        """Stop the streams whose message has stalled. Call it once a second or so."""
-        for incoming in tuple(self._unfinished.values()):
-            if incoming.progress.stalled(now):
-                self.stopped_slow += 1
-                self._drop(incoming, Reset.TOO_SLOW)
-
-    def close(self) -> None:
-        """The connection ended: give back what was counted for it."""
-        self._unfinished.clear()
-        self._account.close()
-
     def receive_stream(self, stream_id: int, data: bytes, fin: bool) -> None:
         """In-order bytes of a QUIC stream."""
         incoming = self._incoming.get(stream_id)
         if incoming is None:
             incoming = self._incoming[stream_id] = _Incoming(
-                stream_id,
-                MAX_HELLO if stream_id == self._control_id else self._max_length,
-                self._stall,
+                stream_id, MAX_HELLO if stream_id == self._control_id else self._max_length
             )
-        incoming.owed += len(data)
+        if data:
+            incoming.owed += len(data)
+            if not incoming.ended:
+                incoming.parser.feed(data)
         incoming.fin = incoming.fin or fin
-        if not incoming.ended:
-            incoming.parser.feed(data)
-            incoming.progress.grew(len(data))
         if not incoming.queued:
             incoming.queued = True
             self._ready.append(incoming)
@@ -148,21 +115,24 @@ class Inbox:
         if stream_id == self._control_id:
             self._fail("the control stream was reset")
         elif incoming is not None:
-            incoming.ended = True
-            self._settle(incoming, 0)
-            self._give_credit(incoming)
-            if incoming.alias >= 0 and code != Reset.FLUSHED:
+            stopped = incoming.ended
+            self._drop(incoming)
+            if incoming.alias >= 0 and not stopped and code != Reset.FLUSHED:
                 self._events.append(ev.StreamAborted(incoming.alias, code, ""))
 
     def receive_datagram(self, data: bytes) -> None:
         """One DATAGRAM: a media packet, or an event with ``delivery="realtime"``."""
         parser = self._datagrams
         try:
-            parser.parse_datagram(data)
+            more = parser.parse_datagram(data)
+            while more:
+                self._take_datagram(parser)
+                more = parser.next()
         except ValueError:
             self.bad_datagrams += 1
             self._datagrams = FrameParser(64 * 1024)
-            return
+
+    def _take_datagram(self, parser: FrameParser) -> None:
         self.frames += 1
         if not self._greeted:
             return
@@ -180,7 +150,6 @@ class Inbox:
         incoming = self._incoming.get(stream_id)
         if incoming is not None:
             incoming.paused = True
-            self._settle(incoming, incoming.held)
 
     def resume(self, stream_id: int) -> None:
         """The consumer has room again; the caller then polls :meth:`next_event`."""
@@ -193,9 +162,12 @@ class Inbox:
 
     def stop(self, alias: int, code: int) -> None:
         """The media stream is not wanted any more: STOP_SENDING, and drop what comes."""
-        for incoming in self._incoming.values():
-            if incoming.alias == alias:
-                self._abandon(incoming, code)
+        for incoming in list(self._incoming.values()):
+            if incoming.alias == alias and not incoming.ended:
+                self._carrier.stop_stream(incoming.stream_id, code)
+                self._drop(incoming)
+                if incoming.fin:
+                    del self._incoming[incoming.stream_id]
 
     def next_event(self) -> ev.ProtocolEvent | None:
         """The next event, or ``None`` when nothing more can be taken out now."""
@@ -219,8 +191,8 @@ class Inbox:
                     self._exhausted(incoming)
                     return None
                 self.frames += 1
-                if incoming.held:
-                    incoming.progress.restart()
+                if not self._greeted and parser.type != frames.HELLO:
+                    raise ProtocolError(f"frame of type {parser.type:#x} before HELLO")
                 if parser.oversize:
                     self._on_oversize(parser, incoming)
                     continue
@@ -242,20 +214,29 @@ class Inbox:
                 self._incoming.pop(incoming.stream_id, None)
         return None
 
+    def _drop(self, incoming: _Incoming) -> None:
+        """Nothing more is taken out of this stream; what it holds is let go."""
+        incoming.ended = True
+        incoming.parser = FrameParser(0)
+        self._incomplete -= incoming.incomplete
+        incoming.incomplete = 0
+        self._give_credit(incoming)
+
     def _exhausted(self, incoming: _Incoming) -> None:
         self._ready.popleft()
         incoming.queued = False
         self._give_credit(incoming)
+        incomplete = incoming.parser.buffered
+        if incomplete != incoming.incomplete:
+            self._incomplete += incomplete - incoming.incomplete
+            incoming.incomplete = incomplete
+            if self._incomplete > MAX_INCOMPLETE * self._max_length:
+                raise ProtocolError(f"{self._incomplete} bytes of incomplete frames")
         if not incoming.fin:
-            held = incoming.parser.buffered
-            if (held or incoming.held) and not self._settle(incoming, held):
-                self.stopped_large += 1
-                self._drop(incoming, Reset.TOO_LARGE)
             return
-        if incoming.held:
-            self._settle(incoming, 0)
         self._incoming.pop(incoming.stream_id, None)
-        if incoming.parser.buffered:
+        self._incomplete -= incomplete
+        if incomplete:
             raise ProtocolError("ended inside a frame")
         if incoming.stream_id == self._control_id:
             raise ProtocolError("the control stream was ended")
@@ -263,35 +244,6 @@ class Inbox:
             self._events.append(
                 ev.StreamAborted(incoming.alias, Reset.CANCELLED, "ended without STREAM_END")
             )
-
-    def _settle(self, incoming: _Incoming, held: int) -> bool:
-        """Count what is held of an unfinished message; ``False`` when that is too much."""
-        more = held - incoming.held
-        within = self._account.change(more) or more <= 0
-        incoming.held = held
-        if held and not incoming.paused:
-            self._unfinished[incoming.stream_id] = incoming
-        elif self._unfinished.pop(incoming.stream_id, None) is not None:
-            incoming.progress.restart()
-        return within
-
-    def _drop(self, incoming: _Incoming, code: Reset) -> None:
-        """Give up a stream in the middle of a message."""
-        if incoming.stream_id == self._control_id:
-            self._fail("the control stream stalled inside a frame")
-            return
-        self._abandon(incoming, code)
-        if incoming.alias >= 0:
-            self._events.append(
-                ev.StreamAborted(incoming.alias, code, "stopped here inside a packet")
-            )
-
-    def _abandon(self, incoming: _Incoming, code: int) -> None:
-        self._carrier.stop_stream(incoming.stream_id, code)
-        incoming.ended = True
-        incoming.parser = FrameParser(0)
-        self._settle(incoming, 0)
-        self._give_credit(incoming)
 
     def _give_credit(self, incoming: _Incoming) -> None:
         if incoming.owed:
@@ -346,7 +298,8 @@ class Inbox:
 
     def _on_error(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         status = p.number if p.number > 0 else Status.UNKNOWN
-        return ev.ErrorReceived(p.id, status, p.name or "", p.payload_bytes())
+        stream = bool(p.flags & frames.MARK)
+        return ev.ErrorReceived(p.id, status, p.name or "", p.payload_bytes(), stream)
 
     def _on_cancel(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         return ev.CallCancelled(p.id)
@@ -362,7 +315,7 @@ class Inbox:
         if len(ready) == 1:
             return ready[0]
         self._events.extend(ready)
-        return None
+        return None  # the caller looks into _events
 
     def _on_stream_open(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         if p.id & 1 != self._peer_parity:
@@ -393,6 +346,8 @@ class Inbox:
         if not 0 <= p.number <= 0xFFFF:
             raise ProtocolError("STREAM_FLUSH without an epoch")
         if p.flags & frames.MARK:
+            if incoming.alias >= 0:
+                raise ProtocolError("STREAM_FLUSH takes over the stream of another alias")
             incoming.alias = p.id
         return ev.StreamFlushed(p.id, p.number)
 
@@ -429,7 +384,17 @@ class Inbox:
                     Status.RESOURCE_EXHAUSTED,
                     f"the answer is larger than this side's {limit}",
                     b"",
+                    p.type == frames.ERROR and bool(p.flags & frames.MARK),
                 )
             )
-        elif p.type != frames.EVENT:
+        elif p.type == frames.EVENT:
+            self._events.extend(self._order.skip(p.id))
+        elif p.type == frames.MEDIA and p.id == incoming.alias:
+            self.stop(p.id, Reset.TOO_LARGE)
+            self._events.append(
+                ev.StreamAborted(
+                    p.id, Reset.TOO_LARGE, f"an item is larger than this side's {limit}"
+                )
+            )
+        else:
             raise ProtocolError(f"frame of type {p.type:#x} is larger than {limit}")

@@ -63,6 +63,8 @@ async def resolve(
         infos = await asyncio.get_running_loop().getaddrinfo(
             host, port, type=socket.SOCK_DGRAM, flags=flags
         )
+    except UnicodeError:  # what IDNA cannot encode, as "a..b", is no name that exists
+        raise socket.gaierror(socket.EAI_NONAME, "not a host name") from None
     found: dict[Address, socket.AddressFamily] = {}
     for family, _, _, _, address in infos:
         if family in (socket.AF_INET, socket.AF_INET6):

@@ -1,1 +1,1 @@
-"""Laboratory: traces, exact bounds, simulated clocks and paths, other projects' policies, replay."""
+"""Laboratory: traces, bounds, simulated clocks and paths, other projects' policies, replay."""

@@ -87,9 +87,13 @@ class EchoStream(_Base):
 
     def move(self, now_ns: float, offset_ns: float, span_ns: float, free: bool) -> float:
         error = self._estimator.target_ns(self._newest) - offset_ns
-        if free or -error > max(1000.0 * MS, 4.0 * self._estimator.wanted_ns):
+        wanted = self._estimator.wanted_ns
+        self._control.watch(error, span_ns, wanted)
+        if -error > max(1000.0 * MS, 4.0 * wanted):
             return error
-        return self._control.step(error, span_ns, self._estimator.wanted_ns)
+        if free:
+            return error if error > 0.0 or self._control.falling else 0.0
+        return self._control.step(error, span_ns)
 
 
 class Fixed(_Base):

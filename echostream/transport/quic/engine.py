@@ -37,6 +37,9 @@ __all__ = ["QuicEngine", "client_engine"]
 
 logger = logging.getLogger("echostream.quic")
 
+KEEP_ALIVE = -1
+"""The id of our own PINGs; those of callers are not negative."""
+
 
 def client_engine(
     options: QuicOptions,
@@ -157,6 +160,7 @@ class QuicEngine:
             connection.abandon(QuicErrorCode.PROTOCOL_VIOLATION, "no Initial packet")
         path = connection._network_paths[0] if connection._network_paths else None
         if path is not None and path.addr != self._address and path.is_validated:
+            connection.path_changed(self._address, path.addr)
             self._address = path.addr
             self._ready.append(PathChanged(path.addr))
 
@@ -278,13 +282,13 @@ class QuicEngine:
 
     # The connection
 
-    def send_datagram(self, data: bytes) -> bool:
+    def send_datagram(self, data: bytes, deadline: float | None = None) -> bool:
         """Queue one DATAGRAM; ``False`` when it is too large for the path or the peer takes
-        none."""
+        none. One that has not left by ``deadline`` is dropped and counted."""
         connection = self._connection
         if len(data) > connection.max_datagram_payload or connection._close_event is not None:
             return False
-        connection._datagrams.put(data)
+        connection._datagrams.put(data, deadline)
         return True
 
     @property
@@ -385,7 +389,7 @@ class QuicEngine:
         event = connection._close_event
         assert event is not None
         return Closed(
-            code=event.error_code,
+            code=int(event.error_code),
             reason=printable(event.reason_phrase),
             by_peer=connection.closed_by_peer,
             application=event.frame_type is None,
@@ -395,7 +399,3 @@ class QuicEngine:
         """A defect, here or in aioquic, met by what a peer sent: this connection ends, no other."""
         logger.exception("%r failed at %s", self, where)
         self._connection.abandon(QuicErrorCode.INTERNAL_ERROR, "internal error")
-
-
-KEEP_ALIVE = -1
-"""The id of our own PINGs."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from typing import Any
 
+from aioquic.quic.congestion.base import create_congestion_control
 from aioquic.quic.connection import QuicConnectionError
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 from aioquic.quic.packet_builder import QuicSentPacket
@@ -120,11 +122,42 @@ class AdaptiveRecovery(QuicPacketRecovery):
         self._event_at = 0.0
         self._calm_events = 0
 
+    def restart(self, congestion_control_algorithm: str, max_datagram_size: int) -> None:
+        """The path is another one: nothing that was learned of the old one holds (RFC 9000,
+        section 9.4)."""
+        in_flight = self._cc.bytes_in_flight
+        self._cc = create_congestion_control(
+            congestion_control_algorithm, max_datagram_size=max_datagram_size
+        )
+        self._cc.bytes_in_flight = in_flight
+        self._pacer = TickPacer(max_datagram_size=max_datagram_size)
+        self._rtt_initialized = False
+        self._rtt_latest = self._rtt_smoothed = self._rtt_variance = 0.0
+        self._rtt_min = math.inf
+        self._pto_count = 0
+        self.packet_threshold = K_PACKET_THRESHOLD
+        self.late_by = 0.0
+        self._before_event = None
+        self._event_lost.clear()
+        self._presumed_lost.clear()
+
     def on_packet_sent(self, *, packet: QuicSentPacket, space: QuicPacketSpace) -> None:
-        super().on_packet_sent(packet=packet, space=space)
+        space.sent_packets[packet.packet_number] = packet
+        if packet.in_flight:
+            # Application data does not arm the probe timer before the handshake is confirmed
+            # (RFC 9002, section 6.2.1).
+            if packet.is_ack_eliciting and (
+                self.handshake_confirmed or not space.is_application_data
+            ):
+                assert packet.sent_time is not None
+                self._time_of_last_sent_ack_eliciting_packet = packet.sent_time
+            self._cc.on_packet_sent(packet=packet)
+            if self._quic_logger is not None:
+                self._log_metrics_updated()
         self.largest_sent = packet.packet_number
         self.packets_sent += 1
         if packet.is_ack_eliciting:
+            space.ack_eliciting_in_flight += 1
             self.eliciting_sent += 1
             self.unanswered = 0
         else:

@@ -64,17 +64,25 @@ class ApplicationWriter(QuicConnection):
         """Bytes that DATAGRAM frames are ahead of streams while both had something to send."""
         self._last_served = -1
 
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        # Looked up per packet otherwise, by keys whose hash is computed in Python.
+        self._application_keys = self._cryptos[tls.Epoch.ONE_RTT]
+        self._application_space = self._spaces[tls.Epoch.ONE_RTT]
+        self._application_crypto = self._crypto_streams[tls.Epoch.ONE_RTT]
+
     def _write_application(
         self, builder: QuicPacketBuilder, network_path: QuicNetworkPath, now: float
     ) -> None:
-        crypto = self._cryptos[tls.Epoch.ONE_RTT]
-        one_rtt = crypto.send.is_valid()
+        crypto = self._application_keys
+        one_rtt = crypto.send.aead is not None
         if not one_rtt:
             crypto = self._cryptos[tls.Epoch.ZERO_RTT]
             if not crypto.send.is_valid():
                 return
         packet_type = QuicPacketType.ONE_RTT if one_rtt else QuicPacketType.ZERO_RTT
-        space = self._spaces[tls.Epoch.ONE_RTT]
+        space = self._application_space
+        handshake = self._application_crypto.sender
         datagrams = self._datagrams
         datagrams.expire(now)
         sendable, owed = self._survey_streams()
@@ -103,10 +111,10 @@ class ApplicationWriter(QuicConnection):
                 if self._probe_pending:
                     self._write_ping_frame(builder, comment="probe")
                     self._probe_pending = False
-                if one_rtt:
-                    stream = self._crypto_streams[tls.Epoch.ONE_RTT]
-                    if not stream.sender.buffer_is_empty:
-                        self._write_crypto_frame(builder=builder, space=space, stream=stream)
+                if one_rtt and not handshake.buffer_is_empty:
+                    self._write_crypto_frame(
+                        builder=builder, space=space, stream=self._application_crypto
+                    )
                 if datagrams and (self._datagram_lead < self._max_datagram_size or not sendable):
                     self._write_datagrams(builder, contended=bool(sendable))
                 if sendable:
@@ -116,6 +124,8 @@ class ApplicationWriter(QuicConnection):
                 if builder.packet_is_empty:
                     break
                 self._loss._pacer.update_after_send(now=now)
+                if not sendable and not datagrams and handshake.buffer_is_empty:
+                    break
         finally:
             if datagrams:
                 datagrams.held_back(now)
@@ -126,7 +136,7 @@ class ApplicationWriter(QuicConnection):
         sendable: deque[QuicStream] = deque()
         owed = []
         finished = False
-        step = self._options.stream_window // CREDIT_STEP
+        step = self._configuration.max_stream_data // CREDIT_STEP
         for stream in self._streams_queue:
             sender, receiver = stream.sender, stream.receiver
             if sender.is_finished and receiver.is_finished:
@@ -236,7 +246,7 @@ class ApplicationWriter(QuicConnection):
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         limit = self._local_max_data
-        if limit.value - limit.sent >= self._options.connection_window // CREDIT_STEP:
+        if limit.value - limit.sent >= self._configuration.max_data // CREDIT_STEP:
             self._write_limit(builder, limit)
         for limit in (self._local_max_streams_bidi, self._local_max_streams_uni):
             # Together: when the peer has fewer streams left than it would get.

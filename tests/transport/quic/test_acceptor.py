@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from aioquic.buffer import Buffer
 from aioquic.quic.packet import QuicPacketType, pull_quic_header
-from conftest import Credentials, make_credentials
-from foreign import StockAcceptor, stock_client
-from hostile import crypto, initial
-from pair import CLIENT, SERVER, Pair, our_acceptor, our_client, our_pair, steady
+from foreign_engines import StockAcceptor, stock_client
+from hostile_packets import crypto, initial
+from quic_credentials import Credentials, make_credentials
+from quic_pair import CLIENT, SERVER, Pair, our_acceptor, our_client, our_pair, steady
 
 from echostream.errors import ConfigurationError
 from echostream.transport.engine import PathChanged
@@ -285,6 +285,22 @@ class TestIdentity:
         pair = Pair(engine, our_acceptor(credentials))
         pair.connect()
         assert pair.run(lambda: pair.client.closed, 2.0)
+
+    def test_without_authorities_those_of_the_system_decide(self, credentials: Credentials) -> None:
+        pair = Pair(
+            client_engine(QuicOptions(), server_name="server.test"), our_acceptor(credentials)
+        )
+        pair.connect()
+        assert pair.run(lambda: pair.client.closed, 2.0)
+        assert pair.client.closed.code == 0x12A  # bad_certificate
+
+    @pytest.mark.parametrize("kind", ["stock", "ours"])
+    def test_the_cheap_key_share_comes_first(self, kind: str, credentials: Credentials) -> None:
+        client: Any = (our_client if kind == "ours" else stock_client)(credentials)
+        pair = Pair(client, our_acceptor(credentials))
+        pair.handshake()
+        tls = pair.server.engine._connection.tls
+        assert (tls._x25519_private_key is not None) == (kind == "ours")
 
     def test_an_address_is_a_name_too(self, credentials: Credentials) -> None:
         engine = client_engine(

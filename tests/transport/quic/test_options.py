@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Credentials
-from foreign import stock_client
-from pair import Pair, our_acceptor, our_client, our_pair
+from foreign_engines import stock_client
+from quic_credentials import Credentials
+from quic_pair import Pair, our_acceptor, our_client, our_pair
 
 from echostream.errors import ConfigurationError
 from echostream.transport.quic import QuicOptions

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import Credentials
-from foreign import StockAcceptor, stock_client
-from pair import CLIENT, Pair, our_acceptor, our_client
+from foreign_engines import StockAcceptor, stock_client
+from quic_credentials import Credentials
+from quic_pair import CLIENT, Pair, our_acceptor, our_client
 
 from echostream.transport.engine import DatagramReceived, HandshakeCompleted, StreamData
 from echostream.transport.quic import QuicAcceptor, QuicOptions, TicketStore

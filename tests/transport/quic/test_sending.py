@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import Credentials
-from foreign import StockAcceptor, stock_client
-from pair import Fate, Pair, jittery, our_acceptor, our_client, our_pair, steady
+from foreign_engines import StockAcceptor, stock_client
+from quic_credentials import Credentials
+from quic_pair import Fate, Pair, jittery, our_acceptor, our_client, our_pair, steady
 
-from echostream.transport.engine import StopSending
+from echostream.transport.engine import PathChanged, StopSending
 from echostream.transport.quic import QuicOptions
 from echostream.transport.quic.recovery import PACING_TICK, PacketNumberWindow, TickPacer
 
@@ -253,6 +253,61 @@ def test_the_pacer_follows_a_ticking_clock() -> None:
         sent[pacer_class] = packets * 1200
     assert sent[QuicPacketPacer] < 25_000_000
     assert 100_000_000 < sent[TickPacer] < 135_000_000
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "192.0.2.2"])
+def test_another_address_is_another_path(host: str, credentials: Credentials) -> None:
+    """RFC 9000, section 9.4: another port of the same address is not."""
+    pair = our_pair(credentials)
+    pair.handshake()
+    stream_id = pair.client.engine.open_stream(True)
+    pair.client.engine.send_stream(stream_id, b"GET", True)
+    pair.run(lambda: pair.server.streams, 1.0)
+    pair.server.engine.send_stream(stream_id, bytes(500_000), True)
+    assert pair.run(lambda: stream_id in pair.client.finished, 5.0)
+    window = pair.server.engine.info().congestion_window
+    assert window > 100_000
+    pair.client_address = (host, 50001)
+    pair.client.engine.ping(1)
+    pair.run(None, 0.5)
+    (change,) = pair.server.of(PathChanged)
+    assert change.address == pair.client_address
+    now = pair.server.engine.info().congestion_window
+    assert now >= window if host == "192.0.2.1" else now < 20_000
+
+
+def test_forged_packets_are_counted(
+    credentials: Credentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 9001, section 6.6, with a limit of 5."""
+    monkeypatch.setattr("echostream.transport.quic.hardened.INTEGRITY_LIMIT", 5)
+    pair = our_pair(credentials)
+    pair.handshake()
+    forged = b"\x41" + pair.server.engine._connection.host_cid + bytes(30)
+    for _ in range(4):
+        pair.send(forged, to_server=True)
+    pair.run(None, 0.1)
+    assert pair.server.closed is None
+    pair.send(forged, to_server=True)
+    pair.run(None, 0.1)
+    assert pair.server.closed.code == 0xF
+
+
+def test_a_key_that_cannot_be_updated_is_not_overused(
+    credentials: Credentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 9001, section 6.6, with a limit of 60: nothing is acknowledged, so no update."""
+    monkeypatch.setattr("echostream.transport.quic.hardened.CONFIDENTIALITY_LIMIT", 60)
+    pair = our_pair(credentials, options=QuicOptions(key_update_after=50))
+    pair.handshake()
+    pair.fate = lambda rng, data, up: [] if up else [(0.015, data)]
+    connection = pair.client.engine._connection
+    connection._key_since = connection._packet_number
+    for uid in range(70):
+        pair.client.engine.ping(uid)
+        pair.run(None, 0.01)
+    assert pair.client.closed is not None
+    assert pair.client.closed.code == 0xF
 
 
 def test_packet_number_window() -> None:
