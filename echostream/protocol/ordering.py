@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from heapq import heappop, heappush
 
 from echostream.errors import ProtocolError
 from echostream.protocol.events import EventReceived
@@ -27,7 +28,7 @@ class EventOrder:
     def __init__(self) -> None:
         self._next = 1
         self._beyond: set[int] = set()
-        self._queues: dict[str, deque[tuple[int, int, EventReceived]]] = {}
+        self._queues: dict[str, list[tuple[int, int, EventReceived]]] = {}
         self._waiting: dict[int, list[str]] = {}
         self._held: set[int] = set()
         self._held_bytes = 0
@@ -61,11 +62,8 @@ class EventOrder:
         if self._held_bytes > MAX_HELD_BYTES:
             raise ProtocolError(f"events that wait for predecessors exceed {MAX_HELD_BYTES} bytes")
         if queue is None:
-            queue = self._queues[event.name] = deque()
-        index = len(queue)
-        while index and queue[index - 1][0] > number:
-            index -= 1
-        queue.insert(index, (number, predecessor, event))
+            queue = self._queues[event.name] = []
+        heappush(queue, (number, predecessor, event))
         if first:
             self._waiting.setdefault(predecessor, []).append(event.name)
         return []
@@ -103,7 +101,7 @@ class EventOrder:
                     if predecessor > 0 and not self._released(predecessor):
                         self._waiting.setdefault(predecessor, []).append(name)
                         break
-                    queue.popleft()
+                    heappop(queue)
                     self._held.discard(following)
                     self._held_bytes -= len(event.payload)
                     self._mark(following)

@@ -79,7 +79,7 @@ def test_what_the_outbox_sends_is_delivered_in_order(
 
 @given(st.data())
 def test_any_predecessors_in_any_order(data: st.DataObject) -> None:
-    """Numbers arrive in any order with any smaller predecessor: each is delivered once, after it."""
+    """Numbers arrive in any order, with any smaller predecessor: each is delivered after its."""
     count = data.draw(st.integers(1, 30))
     arrivals = data.draw(st.permutations(range(1, count + 1)))
     names = data.draw(st.lists(st.sampled_from("abc"), min_size=count, max_size=count))
