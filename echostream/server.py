@@ -11,6 +11,7 @@ from echostream.builder import ServerBuilder, ServerConfig
 from echostream.codes import Close
 from echostream.errors import ConfigurationError, ConnectionClosed
 from echostream.rpc.context import ServerContext
+from echostream.rpc.dispatch import LISTENER_GRACE_S
 from echostream.rpc.hooks import run_hooks, run_hooks_until_error
 from echostream.rpc.peer import Peer
 from echostream.rpc.session import Session
@@ -183,6 +184,8 @@ class RpcServer:
             connecting = asyncio.ensure_future(run_hooks_until_error(hooks.connect, session))
             closed = asyncio.ensure_future(peer.wait_closed())
             await asyncio.wait((connecting, closed), return_when=asyncio.FIRST_COMPLETED)
+            if not connecting.done() and peer.dispatcher.waiting_events:
+                await asyncio.wait((connecting,), timeout=LISTENER_GRACE_S)
             if not connecting.done():
                 connecting.cancel()
             try:

@@ -78,6 +78,11 @@ class Dispatcher:
         return len(self._calls)
 
     @property
+    def waiting_events(self) -> int:
+        """What :meth:`start` would handle of a peer that has left."""
+        return len(self._early)
+
+    @property
     def tasks(self) -> int:
         """Tasks that this dispatcher owns."""
         return len(self._calls) + len(self._streams) + len(self._listeners)
@@ -108,17 +113,20 @@ class Dispatcher:
     def connection_lost(self, *, orderly: bool) -> None:
         """Cancel everything that serves this connection. Where the peer left in an ``orderly`` way,
         the events that it emitted before are handled first: it knows that they have arrived."""
-        self._early.clear()
+        early, self._early = self._early, deque()
+        if orderly:
+            self._early.extend(each for each in early if isinstance(each, ev.EventReceived))
         for call_id in list(self._calls):
             self._stop(call_id)
         for task in self._streams:
             task.cancel()
-        if orderly and self._listeners:
+        if self._early or (orderly and self._listeners):
             self._peer.loop.call_later(LISTENER_GRACE_S, self._cancel_listeners)
         else:
             self._cancel_listeners()
 
     def _cancel_listeners(self) -> None:
+        self._early.clear()
         self._queues.clear()
         for task in self._listeners:
             task.cancel()
