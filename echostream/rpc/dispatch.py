@@ -89,6 +89,11 @@ class Dispatcher:
         return len(self._calls)
 
     @property
+    def has_early_events(self) -> bool:
+        """Whether :meth:`start` would find events to handle."""
+        return not self._ready and bool(self._queues)
+
+    @property
     def tasks(self) -> int:
         """Tasks that this dispatcher owns."""
         return len(self._calls) + len(self._streams) + len(self._listeners)
@@ -129,7 +134,7 @@ class Dispatcher:
         self._timers.clear()
         for call_id in list(self._calls):
             self._stop(call_id)
-        self._grace_s = LISTENER_GRACE_S if orderly and self._listeners else STOP_S
+        self._grace_s = LISTENER_GRACE_S if orderly and self._queues else STOP_S
         if not orderly:
             self._cancel_listeners()
         self._task_done()
