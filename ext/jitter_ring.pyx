@@ -1,3 +1,4 @@
+# cython: auto_pickle=False, autotestdict=False
 """The jitter buffer's mechanism: packets in by sequence number, audio out by the clock.
 
 **Two threads, no lock.** One producer calls ``push``, one consumer everything that pulls. A packet

@@ -132,9 +132,7 @@ class TwinRings(RuleBasedStateMachine):
         errors = [ring.schedule(self.now) for ring in self.rings]
         assert errors[0] == errors[1]
         outs = [np.zeros((frames, 1), dtype=np.float32) for _ in self.rings]
-        real = [
-            ring.peek_into(out, ahead) for ring, out in zip(self.rings, outs, strict=True)
-        ]
+        real = [ring.peek_into(out, ahead) for ring, out in zip(self.rings, outs, strict=True)]
         assert real[0] == real[1]
         np.testing.assert_array_equal(outs[0], outs[1])
 
@@ -160,7 +158,7 @@ class TwinRings(RuleBasedStateMachine):
 
 TestTwinRings = TwinRings.TestCase
 TestTwinRings.settings = settings(
-    max_examples=30, stateful_step_count=12, deadline=None, derandomize=True
+    max_examples=20, stateful_step_count=12, deadline=None, derandomize=True
 )
 
 

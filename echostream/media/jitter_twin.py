@@ -22,9 +22,24 @@ BAND = 20_000
 FAR = 60_000_000
 FOREVER = 2**63 - 1
 COUNTERS = (
-    "expected received duplicates stale rejected overflows restarts late played played_frames "
-    "concealed events silent raised lowered skipped flushed"
-).split()
+    "expected",
+    "received",
+    "duplicates",
+    "stale",
+    "rejected",
+    "overflows",
+    "restarts",
+    "late",
+    "played",
+    "played_frames",
+    "concealed",
+    "events",
+    "silent",
+    "raised",
+    "lowered",
+    "skipped",
+    "flushed",
+)
 
 
 def to_ns(frames: int, rate: int) -> int:
@@ -123,10 +138,11 @@ class JitterRing:
     ) -> int:
         data = memoryview(payload).cast("B")
         self._check(sequence_number, timestamp, len(data), epoch, silence)
-        samples = np.frombuffer(data, dtype=np.int16 if self._int16 else np.float32)
         if self._int16:
-            samples = samples * np.float32(1.0 / 32768.0)
-        frames = samples.astype(np.float32).reshape(-1, self._channels)
+            samples = np.frombuffer(data, np.int16).astype(np.float32) * np.float32(1.0 / 32768.0)
+        else:
+            samples = np.frombuffer(data, np.float32).copy()
+        frames = samples.reshape(-1, self._channels)
         with self._lock:
             return self._push(sequence_number, timestamp, frames, arrival_ns, epoch, silence)
 
@@ -390,9 +406,7 @@ class JitterRing:
     def _out(self, out: Any) -> NDArray[np.float32]:
         array = np.asarray(out)
         if array.dtype != np.float32 or array.size % self._channels:
-            raise ValueError(
-                f"out is a C-contiguous float32 array of frames of {self._channels}"
-            )
+            raise ValueError(f"out is a C-contiguous float32 array of frames of {self._channels}")
         frames = array.reshape(-1, self._channels)
         if len(frames) > self._max_pull:
             raise ValueError(f"one pull is at most {self._max_pull} frames, not {len(frames)}")

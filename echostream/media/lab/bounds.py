@@ -65,9 +65,7 @@ def segment_bound(trace: Trace, late: float) -> list[float]:
             low = price
         else:
             high = price
-    return [
-        float(part[len(part) - 1 - n]) for part, n in zip(parts, at_price(high), strict=True)
-    ]
+    return [float(part[len(part) - 1 - n]) for part, n in zip(parts, at_price(high), strict=True)]
 
 
 def trajectory_bound(

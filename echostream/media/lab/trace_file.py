@@ -57,9 +57,7 @@ def read_trace(path: str | Path, *, frame_ms: float | None = None) -> Trace:
     )
 
 
-def _rows(
-    path: Path, lines: Iterable[list[str]]
-) -> Iterable[tuple[int, float, float | None]]:
+def _rows(path: Path, lines: Iterable[list[str]]) -> Iterable[tuple[int, float, float | None]]:
     before = -math.inf
     for number, fields in enumerate(lines, start=1):
         where = f"{path}, line {number}"
