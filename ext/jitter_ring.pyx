@@ -125,8 +125,9 @@ cdef class JitterRing:
         int64_t cursor, newest, silence_from, held, flushes_seen
         double reference, deviation, earliness
 
-    def __cinit__(self, *args, **kwargs):
+    def __cinit__(self):
         self.reading = -1
+        self.frame_bytes = self.rate = self.channels = 1  # nothing divides by 0 without __init__
 
     def __init__(
         self, *, int64_t sample_rate, int64_t channels, bint int16, int64_t capacity,
@@ -242,6 +243,8 @@ cdef class JitterRing:
     cdef inline int _check(
         self, int64_t sequence_number, int64_t timestamp, size_t length, int epoch, bint silence
     ) except -1:
+        if self.arena == NULL:
+            raise ValueError("JitterRing.__init__ was not called")
         if length % self.frame_bytes or length > self.slot_bytes or not (length or silence):
             raise ValueError(
                 f"a payload is 1 to {self.max_frames} sample frames of {self.frame_bytes} bytes, "

@@ -1,7 +1,7 @@
 """Packet-level simulation: any delay policy on a trace, in a tenth of a second.
 
 The clock plays on whatever happens. A packet that is not there when its moment comes is late and
-is concealed for one frame; meanwhile the playout point may move freely, else no faster than the
+is concealed until it comes, at most for its frame; meanwhile the playout point may move freely, else no faster than the
 policy's rates. This is what the jitter buffer does sample by sample (:mod:`.replay`), and it uses
 the same estimator and control.
 """
@@ -83,8 +83,8 @@ def simulate(trace: Trace, policy: Policy, *, late: float = 0.01) -> Result:
             if policy.holds and not ahead and following > due:
                 concealed += following - due
                 offset += following - due
-            else:
-                concealed += frame
+            else:  # what is left of a late packet is heard
+                concealed += frame if came == LOST else min(frame, came - due)
             policy.glitch()
             events += not concealing
             concealing = True
