@@ -1,9 +1,9 @@
 """Packet-level simulation: any delay policy on a trace, in a tenth of a second.
 
 The clock plays on whatever happens. A packet that is not there when its moment comes is late and
-is concealed until it comes, at most for its frame; meanwhile the playout point may move freely, else no faster than the
-policy's rates. This is what the jitter buffer does sample by sample (:mod:`.replay`), and it uses
-the same estimator and control.
+is concealed until it comes, at most for its frame; meanwhile the playout point may move freely,
+else no faster than the policy's rates. This is what the jitter buffer does sample by sample
+(:mod:`.replay`), and it uses the same estimator and control.
 """
 
 from __future__ import annotations
