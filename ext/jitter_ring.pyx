@@ -107,7 +107,7 @@ cdef class JitterRing:
         self.frame_bytes = self.rate = self.channels = 1  # nothing divides by 0 without __init__
 
     def __init__(
-        self, *, int64_t sample_rate, int64_t channels, bint int16, int64_t capacity,
+        self, int64_t sample_rate, int64_t channels, bint int16, int64_t capacity,
         int64_t max_packet_frames, int64_t ring_frames, int sequence_bits, int timestamp_bits,
         double late, double start_ns, double minimum_ns, double maximum_ns, double raise_rate,
         double lower_rate, int64_t hold_ns, int64_t max_pull,

@@ -14,7 +14,6 @@ OVERFLOW: int
 class JitterRing:
     def __init__(
         self,
-        *,
         sample_rate: int,
         channels: int,
         int16: bool,

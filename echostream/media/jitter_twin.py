@@ -67,7 +67,6 @@ class JitterRing:
 
     def __init__(
         self,
-        *,
         sample_rate: int,
         channels: int,
         int16: bool,
