@@ -25,7 +25,9 @@ __all__ = ["DriftController", "DriftStatistics"]
 MAX_BANDWIDTH, MIN_BANDWIDTH = 0.128, 0.016
 HALVING_S = 4.0
 JUMP_S, JUMP_TIME_S = 0.0015, 0.3
-"""A level that stays this far from the prediction has jumped: no drift is learned from that."""
+"""A level that stays this far from the prediction has jumped: no drift is learned from that.
+But where the drift was not learned yet, it comes again and again: then it is learned faster."""
+RELOCK_BANDWIDTH = 0.064
 GAIN = 0.5
 """Share of a small error that is made good in a second."""
 
@@ -141,6 +143,7 @@ class DriftController:
         if abs(self._missed) > JUMP_S:
             predicted += self._missed
             missed = self._missed = 0.0
+            self._bandwidth, self._held_s = max(self._bandwidth, RELOCK_BANDWIDTH), 0.0
         w = 2.0 * pi * self._bandwidth
         self._level = predicted + 2.0 * w * span * missed
         self._learned += w * w * span * missed
