@@ -8,7 +8,7 @@ Two parts. An *observer* predicts the level from the ratio in use, as a delay-lo
 drift from what the prediction misses: a ratio that is at its bound, or on its way back from a jump of
 the level, teaches it nothing wrong. Its bandwidth starts at 0.128 Hz and halves every 4 s down to
 0.016 Hz. What a clock filter knows of the drift is fed forward, and only the rest is learned. The
-*law* leads the level back: in proportion to the error, and from 4 ms on along a
+*law* leads the level back: in proportion to the error, and from 2 ms on along a
 parabola, as a train brakes before the station. The ratio itself moves by at most ``max_slew_ppm``
 per second, so that no listener hears it move.
 """
@@ -56,7 +56,7 @@ class DriftController:
         sample_rate: int,
         *,
         max_ppm: float = 5000.0,
-        max_slew_ppm: float = 2000.0,
+        max_slew_ppm: float = 1000.0,
         feed_forward_ppm: float = 0.0,
     ) -> None:
         if sample_rate <= 0:

@@ -39,7 +39,7 @@ STEP_MS = 10
 STRETCH_MS = 30
 FADE_MS = 5
 """Length of a cross-fade back from concealment, and of the fade into silence after a flush."""
-LOW_NS = 2_000_000
+LOW_NS = 500_000
 """Voice is lengthened, or a gap drawn out, when the delay is this far below its target."""
 HIGH_NS = 17_000_000
 """Voice is shortened, or a gap passed over, when the delay is this far above its target: more than
@@ -120,6 +120,7 @@ class Playout:
         self._seam = self._stretcher.max_change  # frames until a stretch is over
         self._patience = rate * REST_MS // 1000
         self._loose = (LOW_NS, HIGH_NS) if profile == "voice" else (HIGH_NS, FAST_NS)
+        self._spare = self._fade if profile == "voice" else 0  # the next period is a while away
         self._margin = self._resampler.lookahead if self._resampler else 0
         room = self._largest + self._block + 4 * self._fade + 256
         self._source = np.zeros((room, channels), np.float32)
@@ -135,6 +136,7 @@ class Playout:
         self._tail = -1
         self._target = self._moved = 0.0
         self._error = 0
+        self._span = 0
         self._pulled = 0
         self._stretched = 0
 
@@ -253,12 +255,12 @@ class Playout:
 
     def _fill(self, out: NDArray[Any], now: int) -> int:
         frames, done = len(out), 0
+        self._span = frames
         if self._cut or self._flushes != self._ring.flushes:
             self._fall_silent()
         while done < frames:
             if not len(self._ready):
-                lead = min(done, self._largest)
-                made = self._make(min(frames - done, self._largest), now + self._ns(lead))
+                made = self._make(min(frames - done, self._largest), now + self._ns(done))
                 if not made:
                     break
                 self._ready = self._made[:made]
@@ -282,11 +284,13 @@ class Playout:
         ring = self._ring
         error = self.buffer.schedule(now)  # how much later to play
         # All of a pull is needed at its beginning, wherever packets happen to begin in it.
-        error += max(self._ns(asked) - ring.consumer_ns, 0)
+        error += max(self._ns(self._span) - ring.consumer_ns, 0)
         self._error = error
         waiting = ring.buffered_frames
-        if self._over and not waiting:
-            return self._drain(asked)
+        if self._over:
+            asked = min(asked, waiting) or self._drain(asked)
+            if not waiting:
+                return asked
         if not ring.playing:
             self._made[:asked] = 0.0
             return asked
@@ -294,15 +298,17 @@ class Playout:
             ring.skip(self._frames(-error))
             self._moved -= self._frames(-error)
             return self._draw_out(min(asked, self._fade))
-        if ring.gap(1):
-            silence = ring.is_silence()
+        if not self._sounding or ring.gap(1):
+            silence = not self._sounding or ring.is_silence()
             if silence and self._concealer.concealing:
                 return self._fade_out(ring.gap(self._fade))
             low, high = (LOW_NS, LOW_NS) if silence else self._loose
             if error > low:
-                return self._draw_out(min(asked, self._frames(error)))
+                return self._draw_out(min(asked, self._frames(error) + self._spare))
             if -error > high and waiting:
                 self._moved -= ring.pass_over(min(self._frames(-error), self._largest))
+        elif error > self._loose[0] and 0 < waiting < asked:
+            asked = waiting  # the gap behind it shall begin a piece
         if self._resampler is not None:
             return self._resampled(self._resampler, asked, error)
         self._rest -= asked
@@ -336,7 +342,9 @@ class Playout:
         return made
 
     def _resampled(self, resampler: Resampler, asked: int, error: int) -> int:
-        target = self._exactly(self._ring.wanted_ns + max(self._ns(asked), self._ring.consumer_ns))
+        target = self._exactly(
+            self._ring.wanted_ns + max(self._ns(self._span), self._ring.consumer_ns)
+        )
         excess = resampler.pending - resampler.lookahead - self._exactly(error)
         moved = self._moved + self._target - target
         self._target, self._moved = target, 0.0
@@ -392,6 +400,8 @@ class Playout:
     def _account(self, used: int, made: int, asked: int) -> None:
         """``used`` frames of the buffer were played as ``made``: in steps of what is asked for, so
         that looking ahead is not taken for an impatient consumer."""
+        if self._over:  # the filter looks beyond the end
+            used = min(used, self._ring.buffered_frames)
         extra = made - used
         step = max(asked, self._fade)
         while used > step + 2 * self._margin:
@@ -446,7 +456,7 @@ class Playout:
         self._scrap[:kept] = self._ready[:kept]
         more = self._fade - kept
         if more:
-            self._ring.hold(more)
+            self.buffer.take_into(self._scrap[:0], more)
             self._invent(more)
             self._scrap[kept : self._fade] = self._made[:more]
         self._ready = self._made[: self._fade]
