@@ -225,7 +225,7 @@ def test_one_lost_packet_leaves_no_standing_delay(profile):
 def test_a_freeze_of_five_seconds_is_over_in_300_ms(profile):
     signal = tone(12, 440.0)
     packets = [
-        (max(row[0], START + 8 * SECOND) if 3 * SECOND < row[0] - START else row[0], *row[1:])
+        (max(row[0], START + 8 * SECOND) if row[0] - START > 3 * SECOND else row[0], *row[1:])
         for row in packets_of(signal, 960)
     ]
     run = play(packets, 11, profile=profile)
