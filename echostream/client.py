@@ -12,7 +12,7 @@ from echostream.codes import Close
 from echostream.errors import ConfigurationError, ConnectionClosed, IdentityError
 from echostream.rpc.caller import Caller
 from echostream.rpc.context import ClientContext
-from echostream.rpc.hooks import run_hooks, run_hooks_until_error
+from echostream.rpc.hooks import run_hooks, run_hooks_while_open
 from echostream.rpc.peer import Peer
 from echostream.rpc.session import SessionStatistics, peer_statistics
 from echostream.transport.addresses import resolve
@@ -128,36 +128,33 @@ class RpcClient(Caller):
 
     async def _open(self) -> None:
         config = self._config
-        peer = await self._handshake()
-        self._live_peer = self._context._live_peer = peer
-        try:
-            await run_hooks_until_error(config.hooks.connect, self._context)
-        except BaseException:
-            peer.close(Close.OK, "the client's on_connect failed")
-            await peer.wait_closed()
-            raise
-        peer.dispatcher.start()
-        self._lifetime = asyncio.get_running_loop().create_task(self._live(peer))
-
-    async def _live(self, peer: Peer) -> None:
-        await peer.wait_closed()
-        await run_hooks("on_disconnect", self._config.hooks.disconnect, self._context)
-
-    async def _handshake(self) -> Peer:
-        """All of it within the timeout; the error says which part had no answer."""
-        config = self._config
-        host, port = config.address
-        self._deadline = asyncio.get_running_loop().time() + config.timeout
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.time() + config.timeout
         connection = await self._verified()
         try:
             async with asyncio.timeout_at(self._deadline):
-                return await self._greet(connection)
+                peer = await self._greet(connection)
         except TimeoutError:
+            host, port = config.address
             raise ConnectionClosed(
                 f"{host!r} port {port} answered, but did not say HELLO within "
                 f"{config.timeout:g} s: is it an EchoStream server?",
                 code=Close.TIMEOUT,
             ) from None
+        self._live_peer = self._context._live_peer = peer
+        self._lifetime = loop.create_task(self._live(peer))
+        try:
+            await run_hooks_while_open(config.hooks.connect, self._context, peer)
+        except BaseException:
+            peer.close(Close.OK, "the client's on_connect failed")
+            await asyncio.shield(self._lifetime)
+            raise
+        peer.dispatcher.start()
+
+    async def _live(self, peer: Peer) -> None:
+        await peer.wait_closed()
+        await peer.dispatcher.wait_stopped()
+        await run_hooks("on_disconnect", self._config.hooks.disconnect, self._context)
 
     async def _verified(self) -> Connection:
         """A connection to a server that is who it should be."""
@@ -218,5 +215,5 @@ async def _first_address(host: str, port: int) -> str:
     """What trust on first use is judged by."""
     try:
         return str((await resolve(host, port))[0][1][0])
-    except OSError as error:
-        raise ConnectionClosed(f"{host!r} cannot be resolved: {error.strerror or error}") from error
+    except OSError as exc:
+        raise ConnectionClosed(f"{host!r} cannot be resolved: {exc.strerror or exc}") from exc

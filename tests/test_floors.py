@@ -44,6 +44,7 @@ DOORS: dict[str, set[str]] = {
     "av": {"echostream.contrib"},
     "click": {"echostream.cli"},
     "cryptography": {"echostream.transport"},
+    "matplotlib": {"echostream.media.lab.plot"},
     "msgpack": {"echostream.protocol.payload"},
     "msgspec": {"echostream.protocol.payload"},
     "nats": {"echostream.contrib"},

@@ -2,11 +2,11 @@
 
 A script is a row of operations without times: a GET is the clock (20 ms, pulled as a callback of
 2.5 ms would), a PUT happens between two of them. Timestamps count frames of the sender; between
-the marks for silence they go on with the clock, as those of RTP do. The limits are maxima in frames, as PJSIP's own test reads them: ``delay`` is the
-mean level at the first GET after a PUT, ``burst`` the mean run of equal operations
-(both whole numbers there, rounded down), ``empty``
-the GETs that found nothing, ``lost`` those that found a later frame, ``discard`` the frames
-that were put and never heard.
+the marks for silence they go on with the clock, as those of RTP do. The limits are maxima in
+frames, as PJSIP's own test reads them: ``delay`` is the mean level at the first GET after a PUT,
+``burst`` the mean run of equal operations (both whole numbers there, rounded down), ``empty`` the
+GETs that found nothing, ``lost`` those that found a later frame, ``discard`` the frames that were
+put and never heard.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `| head` has seen enough
-        sys.stdout = None  # type: ignore[assignment] # nothing is left to be flushed at exit
+        sys.stdout = None  # nothing is left to be flushed at exit
         return 0
     except OSError as exc:
         return _fail(words, exc, 1)

@@ -138,10 +138,11 @@ class JitterRing:
     ) -> int:
         data = memoryview(payload).cast("B")
         self._check(sequence_number, timestamp, len(data), epoch, silence)
-        samples = np.frombuffer(data, dtype=np.int16 if self._int16 else np.float32)
         if self._int16:
-            samples = samples * np.float32(1.0 / 32768.0)
-        frames = samples.astype(np.float32).reshape(-1, self._channels)
+            samples = np.frombuffer(data, np.int16).astype(np.float32) * np.float32(1.0 / 32768.0)
+        else:
+            samples = np.frombuffer(data, np.float32)
+        frames = samples.reshape(-1, self._channels)
         with self._lock:
             return self._push(sequence_number, timestamp, frames, arrival_ns, epoch, silence)
 

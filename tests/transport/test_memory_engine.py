@@ -252,7 +252,7 @@ def test_reset_and_stop():
     pair.server.reset_stream(stream_id, 9)
     pair.run()
     assert pair.received(pair.client)[0] == {stream_id: b"answer"}
-    assert pair.of(pair.client, StreamReset) == []  # it asked for that itself
+    assert pair.of(pair.client, StreamReset) == [StreamReset(stream_id, 9)]  # the end is told
     for engine in pair.engines:
         assert engine.buffered_total == 0
         assert not engine._receiving

@@ -43,7 +43,7 @@ class Policy(Protocol):
 
 
 def simulate(trace: Trace, policy: Policy, *, late: float = 0.01) -> Result:
-    """Play a trace under a policy. ``late`` is what was asked for; it is only kept for the bound."""
+    """Play a trace under a policy. ``late`` is what was asked for, kept for the bound only."""
     rows = np.flatnonzero(~trace.duplicate)
     send: Sequence[int] = trace.send_ns[rows].tolist()
     arrival: Sequence[int] = trace.arrival_ns[rows].tolist()

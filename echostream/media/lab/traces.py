@@ -63,23 +63,25 @@ class Trace:
     @property
     def arrived(self) -> NDArray[np.bool_]:
         """Which rows are packets that arrived, second copies left out."""
-        return (self.arrival_ns != LOST) & ~self.duplicate
+        arrived: NDArray[np.bool_] = (self.arrival_ns != LOST) & ~self.duplicate
+        return arrived
 
     def network_delay_ns(self) -> Floats:
-        """Delay of every row above the smallest of the trace, clock skew removed; NaN where lost."""
-        delay = self.arrival_ns - self.send_ns * (1.0 + self.skew_ppm * 1e-6)
+        """Delay of every row above the smallest, clock skew removed; NaN where lost."""
+        delay: Floats = self.arrival_ns - self.send_ns * (1.0 + self.skew_ppm * 1e-6)
         delay[self.arrival_ns == LOST] = np.nan
-        return delay - np.nanmin(delay)
+        delay -= np.nanmin(delay)
+        return delay
 
 
 def synthetic(name: str, *, seed: int = 1, packets: int = PACKETS) -> Trace:
-    """The synthetic trace of this name (a key of :data:`SYNTHETIC`), ``packets`` frames of 20 ms."""
+    """The synthetic trace of this name (a key of :data:`SYNTHETIC`): frames of 20 ms."""
     number = list(SYNTHETIC).index(name)
     return SYNTHETIC[name](name, np.random.default_rng([seed, number]), packets)
 
 
 def _send_ms(packets: int) -> Floats:
-    return np.arange(packets) * FRAME_MS
+    return np.arange(packets, dtype=np.float64) * FRAME_MS
 
 
 def _fifo(send: Floats, delay: Floats) -> Floats:
