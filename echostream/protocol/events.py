@@ -83,13 +83,17 @@ class EventReceived(NamedTuple):
 
 
 class StreamOpened(NamedTuple):
-    """The peer opens a media stream. ``options`` is the msgpack map of STREAM_OPEN."""
+    """The peer opens a media stream. ``options`` is the msgpack map of STREAM_OPEN.
+
+    ``stream_id`` is what :meth:`Inbox.pause` takes, -1 for a realtime stream.
+    """
 
     alias: int
     name: str
     options: bytes
     metadata: bytes | None
     realtime: bool
+    stream_id: int
 
 
 class StreamAccepted(NamedTuple):

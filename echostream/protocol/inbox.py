@@ -327,7 +327,8 @@ class Inbox:
             if incoming.alias >= 0:
                 raise ProtocolError("a second STREAM_OPEN on one QUIC stream")
             incoming.alias = p.id
-        return ev.StreamOpened(p.id, p.name, p.payload_bytes(), p.metadata, realtime)
+        stream_id = -1 if realtime else incoming.stream_id
+        return ev.StreamOpened(p.id, p.name, p.payload_bytes(), p.metadata, realtime, stream_id)
 
     def _on_stream_accept(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         return ev.StreamAccepted(p.id, p.payload_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from heapq import heappop, heappush
 
 from echostream.errors import ProtocolError
 from echostream.protocol.events import EventReceived
@@ -18,8 +19,8 @@ class EventOrder:
 
     Numbers count from 1 in one direction of one connection. What came is remembered as a
     contiguous run plus the numbers beyond it, so the usual case costs one comparison. An event that
-    is held holds the later ones of its name; each queue is found by the number that its head waits
-    for, so that releasing one costs the same however many wait.
+    is held holds those of its name with higher numbers; each queue is found by the number that its
+    head waits for, so that releasing one costs the same however many wait.
     """
 
     __slots__ = ("_beyond", "_held", "_held_bytes", "_next", "_queues", "_waiting")
@@ -27,7 +28,7 @@ class EventOrder:
     def __init__(self) -> None:
         self._next = 1
         self._beyond: set[int] = set()
-        self._queues: dict[str, deque[tuple[int, EventReceived]]] = {}
+        self._queues: dict[str, list[tuple[int, int, EventReceived]]] = {}
         self._waiting: dict[int, list[str]] = {}
         self._held: set[int] = set()
         self._held_bytes = 0
@@ -49,7 +50,8 @@ class EventOrder:
         if self._known(number):
             return None
         queue = self._queues.get(event.name) if self._queues else None
-        if queue is None and (predecessor <= 0 or self._released(predecessor)):
+        first = queue is None or number < queue[0][0]
+        if first and (predecessor <= 0 or self._released(predecessor)):
             out = [event]
             self._release(number, out)
             return out
@@ -59,10 +61,10 @@ class EventOrder:
         self._held_bytes += len(event.payload)
         if self._held_bytes > MAX_HELD_BYTES:
             raise ProtocolError(f"events that wait for predecessors exceed {MAX_HELD_BYTES} bytes")
-        if queue is not None:
-            queue.append((predecessor, event))
-        else:
-            self._queues[event.name] = deque([(predecessor, event)])
+        if queue is None:
+            queue = self._queues[event.name] = []
+        heappush(queue, (number, predecessor, event))
+        if first:
             self._waiting.setdefault(predecessor, []).append(event.name)
         return []
 
@@ -91,17 +93,19 @@ class EventOrder:
         released = deque([number])
         while released:
             for name in self._waiting.pop(released.popleft(), ()):
-                queue = self._queues[name]
+                queue = self._queues.get(name)
+                if queue is None:
+                    continue
                 while queue:
-                    predecessor, event = queue[0]
+                    following, predecessor, event = queue[0]
                     if predecessor > 0 and not self._released(predecessor):
                         self._waiting.setdefault(predecessor, []).append(name)
                         break
-                    queue.popleft()
-                    self._held.discard(event.number)
+                    heappop(queue)
+                    self._held.discard(following)
                     self._held_bytes -= len(event.payload)
-                    self._mark(event.number)
-                    released.append(event.number)
+                    self._mark(following)
+                    released.append(following)
                     out.append(event)
                 else:
                     del self._queues[name]

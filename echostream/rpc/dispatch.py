@@ -103,6 +103,7 @@ class Dispatcher:
         early, self._early_streams = self._early_streams, []
         for event in early:
             self.stream_opened(event)
+            self._peer.resume(event.stream_id)
         self._start_waiting()
 
     def refuse_calls(self, message: str) -> None:
@@ -411,6 +412,7 @@ class Dispatcher:
             self._refuse_stream(alias, Status.UNIMPLEMENTED, message)
         elif not self._ready:
             self._early_streams.append(event)
+            peer.protocol.inbox.pause(event.stream_id)
         else:
             self._accept_stream(route, event)
 
