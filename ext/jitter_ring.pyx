@@ -600,7 +600,26 @@ cdef class JitterRing:
         """Drop what arrived and was not played; the timestamp of its first frame."""
         self._ingest()
         self._flush(self.flushes_seen)
-        return self.cursor
+        if self.started:
+            return self.cursor
+        return atomic_load(&self.earliest) if atomic_load(&self.ready) else 0
+
+    def pass_over(self, int64_t frames):
+        """Go forward over a gap at the cursor, at most ``frames``; how many it were."""
+        cdef int64_t gap
+        if not 0 <= frames <= self.max_pull:
+            raise ValueError(f"frames is from 0 to {self.max_pull}, not {frames}")
+        gap = pcm_gap(&self.pcm, self.cursor, frames)
+        self.cursor += gap
+        self.newest = max(self.newest, self.cursor)
+        self.reference -= <double>to_ns(gap, self.rate)
+        return gap
+
+    def skip(self, int64_t frames):
+        """Go forward at once; what lies between is dropped."""
+        if frames < 0:
+            raise ValueError(f"frames is 0 or more, not {frames}")
+        self._skip(frames)
 
     def hold(self, int64_t frames):
         """``frames`` were played that are not from packets, and the cursor stays: delay grows."""
@@ -619,6 +638,15 @@ cdef class JitterRing:
     def cursor_timestamp(self):
         """Timestamp of the next frame to be played, on the timeline that restarts do not break."""
         return self.cursor
+
+    @property
+    def flushes(self):
+        """How often a new epoch made what is here void."""
+        return atomic_load(&self.flushes)
+
+    def is_silence(self, int64_t ahead=0):
+        """Whether a gap there is silence: nothing was played yet, or it was announced."""
+        return not self.heard or self.cursor + ahead >= self.silence_from
 
     @property
     def buffered_frames(self):

@@ -518,7 +518,25 @@ class JitterRing:
         with self._lock:
             self._ingest()
             self._flush(self._flushes_seen)
-            return self._cursor
+            if self._started:
+                return self._cursor
+            return self._earliest if self._delay.packets else 0
+
+    def pass_over(self, frames: int) -> int:
+        if not 0 <= frames <= self._max_pull:
+            raise ValueError(f"frames is from 0 to {self._max_pull}, not {frames}")
+        with self._lock:
+            gap = self._run_of(self._cursor, frames, False)
+            self._cursor += gap
+            self._newest = max(self._newest, self._cursor)
+            self._reference -= to_ns(gap, self._rate)
+            return gap
+
+    def skip(self, frames: int) -> None:
+        if frames < 0:
+            raise ValueError(f"frames is 0 or more, not {frames}")
+        with self._lock:
+            self._skip(frames)
 
     def hold(self, frames: int) -> None:
         if not 0 <= frames <= self._max_pull:
@@ -535,6 +553,13 @@ class JitterRing:
     @property
     def cursor_timestamp(self) -> int:
         return self._cursor
+
+    @property
+    def flushes(self) -> int:
+        return self._flushes
+
+    def is_silence(self, ahead: int = 0) -> bool:
+        return not self._heard or self._cursor + ahead >= self._silence_from
 
     @property
     def buffered_frames(self) -> int:
