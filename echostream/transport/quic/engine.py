@@ -157,6 +157,7 @@ class QuicEngine:
             connection.abandon(QuicErrorCode.PROTOCOL_VIOLATION, "no Initial packet")
         path = connection._network_paths[0] if connection._network_paths else None
         if path is not None and path.addr != self._address and path.is_validated:
+            connection.path_changed(self._address, path.addr)
             self._address = path.addr
             self._ready.append(PathChanged(path.addr))
 
@@ -230,8 +231,10 @@ class QuicEngine:
     def send_stream(self, stream_id: int, data: bytes | bytearray | memoryview, fin: bool) -> None:
         """Append to the sending part; with ``fin`` end it. Dropped when the peer refused it."""
         connection = self._connection
-        if connection.ended or stream_id in connection.refused_by_peer:
+        if connection._close_event is not None or stream_id in connection.refused_by_peer:
             return
+        if stream_id not in connection._streams:
+            raise ValueError(f"stream {stream_id} is not open")
         if isinstance(data, memoryview):
             data = data.cast("B") if data.c_contiguous else bytes(data)
         try:
@@ -242,11 +245,9 @@ class QuicEngine:
     def reset_stream(self, stream_id: int, code: int) -> None:
         """Abort our sending part; what was not acknowledged is dropped. Idempotent."""
         connection = self._connection
-        if connection.ended:
-            return
-        connection.reset_stream(stream_id, code)
         stream = connection._streams.get(stream_id)
-        if stream is not None:
+        if stream is not None and connection._close_event is None:
+            connection.reset_stream(stream_id, code)
             connection.drop_sending_part(stream)
 
     def stop_stream(self, stream_id: int, code: int) -> None:
@@ -282,7 +283,7 @@ class QuicEngine:
         """Queue one DATAGRAM; ``False`` when it is too large for the path or the peer takes
         none."""
         connection = self._connection
-        if len(data) > connection.max_datagram_payload or connection.ended:
+        if len(data) > connection.max_datagram_payload or connection._close_event is not None:
             return False
         connection._datagrams.put(data)
         return True
@@ -385,7 +386,7 @@ class QuicEngine:
         event = connection._close_event
         assert event is not None
         return Closed(
-            code=event.error_code,
+            code=int(event.error_code),
             reason=printable(event.reason_phrase),
             by_peer=connection.closed_by_peer,
             application=event.frame_type is None,

@@ -46,6 +46,10 @@ amount of contiguous data for one spoofable packet (RFC 9000, section 7.5)."""
 LONGEST_REASON = 256
 """Bytes of a close reason. One that does not fit a packet keeps aioquic from ever closing."""
 
+CLOSE_SIZE = 3 * 60 + LONGEST_REASON
+"""Bytes that a close takes at most: an Initial and a Handshake packet without a reason (RFC 9000,
+section 10.2.3), and one with it."""
+
 CONFIDENTIALITY_LIMIT = 1 << 23
 """Packets that AES-GCM may protect with one key (RFC 9001, section 6.6)."""
 
@@ -139,6 +143,14 @@ class HardenedConnection(ApplicationWriter):
         self._close_at = None
         self._set_state(QuicConnectionState.TERMINATED)
 
+    def path_changed(self, old: NetworkAddress, new: NetworkAddress) -> None:
+        """The peer's new address was validated. A new port is likely the same path behind
+        another mapping of a NAT (RFC 9000, section 9.4)."""
+        if old[0] != new[0]:
+            self._loss.restart(
+                self._configuration.congestion_control_algorithm, self._max_datagram_size
+            )
+
     def end_trace(self) -> None:
         """Write the qlog file; aioquic does it three probe timeouts after the end."""
         directory = self._configuration.quic_logger
@@ -202,7 +214,7 @@ class HardenedConnection(ApplicationWriter):
         if not self._network_paths:
             return []
         closing = self._close_pending
-        if closing and not self._network_paths[0].can_send(self._max_datagram_size):
+        if closing and not self._network_paths[0].can_send(CLOSE_SIZE):
             # The limit of section 8.1 holds for a close too.
             assert self._close_event is not None
             self.abandon(self._close_event.error_code, self._close_event.reason_phrase)
@@ -390,6 +402,11 @@ class HardenedConnection(ApplicationWriter):
 
     def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
         super()._parse_transport_parameters(data, from_session_ticket)
+        if from_session_ticket:
+            # Streams that were opened before connect() may carry 0-RTT too; aioquic has them wait
+            # for the end of the handshake.
+            self._unblock_streams(is_unidirectional=False)
+            self._unblock_streams(is_unidirectional=True)
         if self._remote_max_idle_timeout == 0:
             # "Disabled" (RFC 9000, section 18.2), which aioquic takes for 3 PTO.
             self._remote_max_idle_timeout = None

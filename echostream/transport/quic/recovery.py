@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from typing import Any
 
+from aioquic.quic.congestion.base import create_congestion_control
 from aioquic.quic.connection import QuicConnectionError
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 from aioquic.quic.packet_builder import QuicSentPacket
@@ -24,6 +26,9 @@ REORDERING_WINDOW = 1024
 
 PRESUMED_LOST = 512
 """Packets declared lost that are remembered in case that they were only late."""
+
+LATEST = 0.25
+"""Seconds that waiting for a late packet may add to the time threshold at most."""
 
 CALM_EVENTS = 16
 """Loss events without a late packet after which tolerance is halved (RFC 8985, section 6.2)."""
@@ -117,11 +122,42 @@ class AdaptiveRecovery(QuicPacketRecovery):
         self._event_at = 0.0
         self._calm_events = 0
 
+    def restart(self, congestion_control_algorithm: str, max_datagram_size: int) -> None:
+        """The path is another one: nothing that was learned of the old one holds (RFC 9000,
+        section 9.4)."""
+        in_flight = self._cc.bytes_in_flight
+        self._cc = create_congestion_control(
+            congestion_control_algorithm, max_datagram_size=max_datagram_size
+        )
+        self._cc.bytes_in_flight = in_flight
+        self._pacer = TickPacer(max_datagram_size=max_datagram_size)
+        self._rtt_initialized = False
+        self._rtt_latest = self._rtt_smoothed = self._rtt_variance = 0.0
+        self._rtt_min = math.inf
+        self._pto_count = 0
+        self.packet_threshold = K_PACKET_THRESHOLD
+        self.late_by = 0.0
+        self._before_event = None
+        self._event_lost.clear()
+        self._presumed_lost.clear()
+
     def on_packet_sent(self, *, packet: QuicSentPacket, space: QuicPacketSpace) -> None:
-        super().on_packet_sent(packet=packet, space=space)
+        space.sent_packets[packet.packet_number] = packet
+        if packet.in_flight:
+            # Application data does not arm the probe timer before the handshake is confirmed
+            # (RFC 9002, section 6.2.1).
+            if packet.is_ack_eliciting and (
+                self.handshake_confirmed or not space.is_application_data
+            ):
+                assert packet.sent_time is not None
+                self._time_of_last_sent_ack_eliciting_packet = packet.sent_time
+            self._cc.on_packet_sent(packet=packet)
+            if self._quic_logger is not None:
+                self._log_metrics_updated()
         self.largest_sent = packet.packet_number
         self.packets_sent += 1
         if packet.is_ack_eliciting:
+            space.ack_eliciting_in_flight += 1
             self.eliciting_sent += 1
             self.unanswered = 0
         else:
@@ -158,9 +194,9 @@ class AdaptiveRecovery(QuicPacketRecovery):
             sent_time = self._presumed_lost.pop(number)
             self.packets_lost -= 1
             self._event_lost.discard(number)
-            distance = space.largest_acked_packet - number + 1
+            distance = 2 * (space.largest_acked_packet - number + 1)
             self.packet_threshold = min(max(self.packet_threshold, distance), REORDERING_WINDOW)
-            self.late_by = max(self.late_by, now - sent_time - base)
+            self.late_by = min(max(self.late_by, 2 * (now - sent_time - base)), LATEST)
         self._calm_events = 0
         if not self._event_lost and self._before_event is not None:
             window = self._cc.congestion_window
@@ -174,9 +210,7 @@ class AdaptiveRecovery(QuicPacketRecovery):
             if self._rtt_initialized
             else self._rtt_initial
         )
-        if self.late_by:
-            # Never later than a probe would ask (RFC 9002, section 6.2.1).
-            delay = max(delay, min(delay + self.late_by, self.get_probe_timeout()))
+        delay += self.late_by
         largest = space.largest_acked_packet
         lost_number = largest - self.packet_threshold
         lost_time = now - delay
@@ -197,9 +231,8 @@ class AdaptiveRecovery(QuicPacketRecovery):
     def _declare_lost(self, lost: list[QuicSentPacket], now: float, space: QuicPacketSpace) -> None:
         persistent = self._in_persistent_congestion(packets=lost)
         window = self._cc.congestion_window
-        before = {
-            name: value for name, value in vars(self._cc).items() if name not in _NOT_OF_AN_EVENT
-        }
+        before = {k: v for k, v in vars(self._cc).items() if k not in _NOT_OF_AN_EVENT}
+        before["ssthresh"] = self._cc.ssthresh  # until it is first set it is the class's
         self._on_packets_lost(now=now, packets=lost, persistent_congestion=persistent, space=space)
         numbers = [packet.packet_number for packet in lost if packet.in_flight]
         self.packets_lost += len(numbers)

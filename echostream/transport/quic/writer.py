@@ -6,6 +6,7 @@ from collections import deque
 
 from aioquic import tls
 from aioquic.quic.connection import (
+    ACK_FRAME_CAPACITY,
     CONNECTION_LIMIT_FRAME_CAPACITY,
     MAX_STREAM_DATA_FRAME_CAPACITY,
     Limit,
@@ -13,8 +14,12 @@ from aioquic.quic.connection import (
     QuicNetworkPath,
     stream_is_client_initiated,
 )
-from aioquic.quic.packet import QuicFrameType, QuicPacketType
-from aioquic.quic.packet_builder import QuicPacketBuilder, QuicPacketBuilderStop
+from aioquic.quic.packet import QuicFrameType, QuicPacketType, push_ack_frame
+from aioquic.quic.packet_builder import (
+    QuicDeliveryState,
+    QuicPacketBuilder,
+    QuicPacketBuilderStop,
+)
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
@@ -27,6 +32,9 @@ __all__ = ["ApplicationWriter"]
 CREDIT_STEP = 4
 """New credit is announced when it is this part of the window: seldom enough to be cheap, soon
 enough that a sender one round trip away never stops for it."""
+
+ACK_PING_INTERVAL = 8
+"""While there are gaps, one in this many packets with an ACK asks for one itself."""
 
 SMALLEST_STREAM_FRAME = 16
 """Less room than this in a packet is not worth a frame."""
@@ -56,17 +64,25 @@ class ApplicationWriter(QuicConnection):
         """Bytes that DATAGRAM frames are ahead of streams while both had something to send."""
         self._last_served = -1
 
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        # Looked up per packet otherwise, by keys whose hash is computed in Python.
+        self._application_keys = self._cryptos[tls.Epoch.ONE_RTT]
+        self._application_space = self._spaces[tls.Epoch.ONE_RTT]
+        self._application_crypto = self._crypto_streams[tls.Epoch.ONE_RTT]
+
     def _write_application(
         self, builder: QuicPacketBuilder, network_path: QuicNetworkPath, now: float
     ) -> None:
-        crypto = self._cryptos[tls.Epoch.ONE_RTT]
-        one_rtt = crypto.send.is_valid()
+        crypto = self._application_keys
+        one_rtt = crypto.send.aead is not None
         if not one_rtt:
             crypto = self._cryptos[tls.Epoch.ZERO_RTT]
             if not crypto.send.is_valid():
                 return
         packet_type = QuicPacketType.ONE_RTT if one_rtt else QuicPacketType.ZERO_RTT
-        space = self._spaces[tls.Epoch.ONE_RTT]
+        space = self._application_space
+        handshake = self._application_crypto.sender
         datagrams = self._datagrams
         datagrams.expire(now)
         sendable, owed = self._survey_streams()
@@ -95,10 +111,10 @@ class ApplicationWriter(QuicConnection):
                 if self._probe_pending:
                     self._write_ping_frame(builder, comment="probe")
                     self._probe_pending = False
-                if one_rtt:
-                    stream = self._crypto_streams[tls.Epoch.ONE_RTT]
-                    if not stream.sender.buffer_is_empty:
-                        self._write_crypto_frame(builder=builder, space=space, stream=stream)
+                if one_rtt and not handshake.buffer_is_empty:
+                    self._write_crypto_frame(
+                        builder=builder, space=space, stream=self._application_crypto
+                    )
                 if datagrams and (self._datagram_lead < self._max_datagram_size or not sendable):
                     self._write_datagrams(builder, contended=bool(sendable))
                 if sendable:
@@ -108,6 +124,8 @@ class ApplicationWriter(QuicConnection):
                 if builder.packet_is_empty:
                     break
                 self._loss._pacer.update_after_send(now=now)
+                if not sendable and not datagrams and handshake.buffer_is_empty:
+                    break
         finally:
             if datagrams:
                 datagrams.held_back(now)
@@ -190,12 +208,41 @@ class ApplicationWriter(QuicConnection):
     def _write_ack_frame(
         self, builder: QuicPacketBuilder, space: QuicPacketSpace, now: float
     ) -> None:
-        super()._write_ack_frame(builder=builder, space=space, now=now)
-        if space.is_application_data and self._loss.unanswered >= self._options.ack_ping_after:
-            # Nothing of ours is ever acknowledged while we only acknowledge, so both sides would
-            # keep it all: 683 bytes per packet, for as long as a listener listens
-            # (RFC 9000, section 13.2.4).
+        delay = now - (space.largest_received_time or now)
+        buf = builder.start_frame(
+            QuicFrameType.ACK,
+            capacity=ACK_FRAME_CAPACITY,
+            handler=self._on_ranges_delivery,
+            handler_args=(space, tuple(space.ack_queue)),
+        )
+        written = push_ack_frame(
+            buf,
+            space.ack_queue,
+            int(delay * 1_000_000) >> self._local_ack_delay_exponent,
+            builder.remaining_buffer_space,
+        )
+        space.ack_at = None
+        if self._quic_logger is not None:
+            assert builder.quic_logger_frames is not None
+            builder.quic_logger_frames.append(
+                self._quic_logger.encode_ack_frame(list(space.ack_queue)[-written:], delay)
+            )
+        if (written > 1 and builder.packet_number % ACK_PING_INTERVAL == 0) or (
+            space.is_application_data and self._loss.unanswered >= self._options.ack_ping_after
+        ):
+            # Have this packet acknowledged (RFC 9000, section 13.2.4). Nothing of a side that
+            # only acknowledges is, so both would keep it all: 683 bytes per packet, for as long
+            # as a listener listens.
             self._write_ping_frame(builder, comment="so that ACKs are acknowledged")
+
+    def _on_ranges_delivery(
+        self, delivery: QuicDeliveryState, space: QuicPacketSpace, ranges: tuple[range, ...]
+    ) -> None:
+        """Forget what the peer knows that we received, and only that. aioquic forgets everything
+        below the largest, also a late packet that came since: it is never acknowledged then."""
+        if delivery is QuicDeliveryState.ACKED:
+            for span in ranges:
+                space.ack_queue.subtract(span.start, span.stop)
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         limit = self._local_max_data

@@ -146,7 +146,7 @@ def stock_client(credentials: Any, **kwargs: Any) -> ForeignEngine:
 
 
 class ForeignAcceptor:
-    """What :class:`pair.Pair` asks of an acceptor besides ``accept``."""
+    """What :class:`quic_pair.Pair` asks of an acceptor besides ``accept``."""
 
     def released(self, engine: Any, address: Any) -> None:
         pass
