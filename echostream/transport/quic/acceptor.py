@@ -24,8 +24,8 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 from aioquic.tls import SessionTicket
 
 from echostream.transport.engine import Address, Engine
-from echostream.transport.quic.budget import Budget
 from echostream.transport.quic.accelerated import connection_class
+from echostream.transport.quic.budget import Budget
 from echostream.transport.quic.credentials import load_credentials, quic_configuration
 from echostream.transport.quic.engine import QuicEngine
 from echostream.transport.quic.options import CONNECTION_ID_LENGTH, QuicOptions
