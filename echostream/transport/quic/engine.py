@@ -38,6 +38,9 @@ __all__ = ["QuicEngine", "client_engine"]
 
 logger = logging.getLogger("echostream.quic")
 
+KEEP_ALIVE = -1
+"""The id of our own PINGs; those of callers are not negative."""
+
 
 def client_engine(
     options: QuicOptions,
@@ -397,7 +400,3 @@ class QuicEngine:
         """A defect, here or in aioquic, met by what a peer sent: this connection ends, no other."""
         logger.exception("%r failed at %s", self, where)
         self._connection.abandon(QuicErrorCode.INTERNAL_ERROR, "internal error")
-
-
-KEEP_ALIVE = -1
-"""The id of our own PINGs."""

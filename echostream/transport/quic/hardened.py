@@ -215,13 +215,13 @@ class HardenedConnection(ApplicationWriter):
             return self._close_packets
         if not self._network_paths:
             return []
+        self._renew_key()
         closing = self._close_pending
         if closing and not self._network_paths[0].can_send(CLOSE_SIZE):
             # The limit of section 8.1 holds for a close too.
             assert self._close_event is not None
             self.abandon(self._close_event.error_code, self._close_event.reason_phrase)
             return []
-        self._renew_key()
         if self._packet_number >= self._skip_at and self._handshake_complete and not closing:
             # RFC 9000, section 21.4: whoever acknowledges this number did not see what it
             # acknowledges, but wants us to send faster than the path allows.
@@ -409,6 +409,7 @@ class HardenedConnection(ApplicationWriter):
             # for the end of the handshake.
             self._unblock_streams(is_unidirectional=False)
             self._unblock_streams(is_unidirectional=True)
+            return  # the rest is not remembered (RFC 9000, section 7.4.1)
         if self._remote_max_idle_timeout == 0:
             # "Disabled" (RFC 9000, section 18.2), which aioquic takes for 3 PTO.
             self._remote_max_idle_timeout = None

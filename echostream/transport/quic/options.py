@@ -91,7 +91,7 @@ class QuicOptions:
     """How fast that allowance grows again."""
 
     control_burst: int = 1000
-    """PINGs, path challenges, connection IDs and *BLOCKED frames that a peer may send at once."""
+    """PINGs, path challenges and frames about connection IDs that a peer may send at once."""
 
     control_rate: float = 100.0
     """How fast that allowance grows again; what we send raises it too."""

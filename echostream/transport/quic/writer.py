@@ -136,7 +136,7 @@ class ApplicationWriter(QuicConnection):
         sendable: deque[QuicStream] = deque()
         owed = []
         finished = False
-        step = self._options.stream_window // CREDIT_STEP
+        step = self._configuration.max_stream_data // CREDIT_STEP
         for stream in self._streams_queue:
             sender, receiver = stream.sender, stream.receiver
             if sender.is_finished and receiver.is_finished:
@@ -246,7 +246,7 @@ class ApplicationWriter(QuicConnection):
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         limit = self._local_max_data
-        if limit.value - limit.sent >= self._options.connection_window // CREDIT_STEP:
+        if limit.value - limit.sent >= self._configuration.max_data // CREDIT_STEP:
             self._write_limit(builder, limit)
         for limit in (self._local_max_streams_bidi, self._local_max_streams_uni):
             # Together: when the peer has fewer streams left than it would get.

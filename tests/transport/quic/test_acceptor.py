@@ -286,6 +286,22 @@ class TestIdentity:
         pair.connect()
         assert pair.run(lambda: pair.client.closed, 2.0)
 
+    def test_without_authorities_those_of_the_system_decide(self, credentials: Credentials) -> None:
+        pair = Pair(
+            client_engine(QuicOptions(), server_name="server.test"), our_acceptor(credentials)
+        )
+        pair.connect()
+        assert pair.run(lambda: pair.client.closed, 2.0)
+        assert pair.client.closed.code == 0x12A  # bad_certificate
+
+    @pytest.mark.parametrize("kind", ["stock", "ours"])
+    def test_the_cheap_key_share_comes_first(self, kind: str, credentials: Credentials) -> None:
+        client: Any = (our_client if kind == "ours" else stock_client)(credentials)
+        pair = Pair(client, our_acceptor(credentials))
+        pair.handshake()
+        tls = pair.server.engine._connection.tls
+        assert (tls._x25519_private_key is not None) == (kind == "ours")
+
     def test_an_address_is_a_name_too(self, credentials: Credentials) -> None:
         engine = client_engine(
             QuicOptions(), server_name="127.0.0.1", ca_data=credentials.authority

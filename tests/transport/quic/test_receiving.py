@@ -29,6 +29,8 @@ def attacked(server: str, credentials: Credentials, options: QuicOptions | None 
 def attack(pair: Pair, *payloads: bytes) -> None:
     """Each payload in a packet of the client's, with the network running for a moment after."""
     for payload in payloads:
+        if pair.client.closed:
+            return
         data = packet(pair.client.engine, payload)
         pair.send(data, to_server=True)
         pair.run(None, 0.04)
@@ -135,10 +137,14 @@ class TestAttacks:
             assert opened <= 1200
             assert closed_with(pair) == Close.EXCESSIVE_LOAD
 
-    def test_ping_flood(self, server: str, credentials: Credentials) -> None:
-        """Row 26."""
+    @pytest.mark.parametrize("frame", [b"\x01", b"\x1a12345678", b"\x19\x00"])
+    def test_control_frame_flood(self, frame: bytes, server: str, credentials: Credentials) -> None:
+        """Row 26, CVE-2023-49295: PING, PATH_CHALLENGE, RETIRE_CONNECTION_ID."""
         pair = attacked(server, credentials)
-        attack(pair, *[b"\x01" * 1000] * 4)
+        pair.client.engine.change_connection_id()
+        pair.run(None, 0.1)
+        count = 1000 // len(frame)
+        attack(pair, *[frame * count] * (3000 // count + 1))
         assert closed_with(pair) == (None if server == "stock" else Close.EXCESSIVE_LOAD)
 
     def test_a_datagram_that_was_late_is_taken(self, server: str, credentials: Credentials) -> None:
