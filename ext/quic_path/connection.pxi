@@ -1,5 +1,8 @@
 """The fields of a connection that packets touch, when the typed path may be used, and timers."""
 
+cdef enum:
+    CREDIT_STEP = 4  # as in transport/quic/writer.py
+
 
 cdef class ConnectionState:
     """Fields with the names that they have in ``QuicConnection`` and ``HardenedConnection``."""
@@ -72,6 +75,10 @@ cdef class ConnectionState:
     cdef double idle_timeout
     cdef int64_t max_datagram_frame_size
     cdef int64_t max_stream_gaps
+    cdef int64_t credit_step
+    cdef int64_t stream_credit_step
+    cdef int64_t key_update_after
+    cdef int64_t ack_ping_after
     cdef object report
     cdef object waiting  # the deque of DATAGRAM frames
     cdef object deadlines
@@ -110,7 +117,11 @@ cdef class ConnectionState:
             self.idle_timeout = min(self.idle_timeout, <double>remote)
         largest = self._configuration.max_datagram_frame_size
         self.max_datagram_frame_size = 0 if largest is None else largest
+        self.credit_step = self._configuration.max_data // CREDIT_STEP
+        self.stream_credit_step = self._configuration.max_stream_data // CREDIT_STEP
         self.max_stream_gaps = self._options.max_stream_gaps
+        self.key_update_after = self._options.key_update_after
+        self.ack_ping_after = self._options.ack_ping_after
         self.report = self._events.append
         self.waiting = self._datagrams._entries
         self.deadlines = self._datagrams._deadlines

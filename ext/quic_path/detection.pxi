@@ -67,8 +67,8 @@ cdef class RecoveryState:
 
     cdef int deliver(self, bint acked, SentPacket packet, PacketSpace space) except -1:
         """Tell what ``packet`` carried whether it arrived."""
-        if packet.ack_through >= 0 and acked:
-            space.ack_queue.remove(0, packet.ack_through + 1)
+        if acked:
+            packet.forget_acks(space.ack_queue)
         if packet.sender is not None:
             packet.sender.delivered(acked, packet.start, packet.stop, packet.fin)
             if packet.more is not None:

@@ -14,7 +14,9 @@ cdef class SentPacket:
     cdef readonly int64_t sent_bytes
     cdef readonly bint in_flight
     cdef readonly bint is_ack_eliciting
-    cdef int64_t ack_through  # the largest number that its ACK frame acknowledges, or -1
+    cdef int64_t ack_start  # the last range that its ACK frame may have, where it has one
+    cdef int64_t ack_stop
+    cdef Ranges earlier_acks  # the ranges before that, or None
     cdef StreamSender sender  # of its first STREAM frame
     cdef int64_t start
     cdef int64_t stop
@@ -23,6 +25,31 @@ cdef class SentPacket:
     cdef list handlers  # (handler, arguments) of other frames, as aioquic keeps them, or None
     cdef readonly bint is_crypto_packet
     cdef readonly object packet_type
+
+    cdef int acknowledges(self, Ranges queue) except -1:
+        cdef Py_ssize_t last = queue.count - 1
+        self.ack_start = queue.items[2 * last]
+        self.ack_stop = queue.items[2 * last + 1]
+        if last:
+            self.earlier_acks = Ranges()
+            self.earlier_acks.reserve(last)
+            memcpy(
+                self.earlier_acks.items, queue.items, <size_t>last * 2 * sizeof(int64_t)
+            )
+            self.earlier_acks.count = last
+        return 0
+
+    cdef int forget_acks(self, Ranges queue) except -1:
+        """The peer knows now that these were received: see ``_on_ranges_delivery``."""
+        cdef Py_ssize_t each
+        if self.ack_stop:
+            queue.remove(self.ack_start, self.ack_stop)
+        if self.earlier_acks is not None:
+            for each in range(self.earlier_acks.count):
+                queue.remove(
+                    self.earlier_acks.items[2 * each], self.earlier_acks.items[2 * each + 1]
+                )
+        return 0
 
     cdef int carries(self, StreamSender sender, int64_t start, int64_t stop, bint fin) except -1:
         if self.sender is None:
@@ -51,7 +78,6 @@ cdef SentPacket typed_packet(packet):
     typed.sent_bytes = packet.sent_bytes
     typed.in_flight = packet.in_flight
     typed.is_ack_eliciting = packet.is_ack_eliciting
-    typed.ack_through = -1
     typed.handlers = packet.delivery_handlers
     typed.is_crypto_packet = packet.is_crypto_packet
     typed.packet_type = packet.packet_type

@@ -1,8 +1,8 @@
 """Short-header packets made and sent."""
 
 cdef enum:
-    SMALLEST_STREAM_FRAME = 16  # the next three as in transport/quic/writer.py
-    CREDIT_STEP = 4
+    SMALLEST_STREAM_FRAME = 16  # the first three as in transport/quic/writer.py
+    ACK_PING_INTERVAL = 8
     ACK_CAPACITY = 33  # aioquic asks for the largest size that a frame can have
     LIMIT_CAPACITY = 9
     STREAM_LIMIT_CAPACITY = 17
@@ -45,7 +45,7 @@ cdef class SendPath(ReceivePath):
             or self._streams_blocked_pending
             or self._retire_connection_ids
             or self._packet_number >= self._skip_at
-            or self._packet_number - self._key_since >= <int64_t>self._options.key_update_after
+            or self._packet_number - self._key_since >= self.key_update_after
             or self.keys._update_key_requested
             or <size_t>self._max_datagram_size > self.capacity
             or not self.on_path()
@@ -116,7 +116,6 @@ cdef class SendPath(ReceivePath):
         cdef StreamReceiver receiver
         cdef StreamSender sender
         cdef bint finished = False
-        cdef int64_t step = <int64_t>self._options.stream_window // CREDIT_STEP
         cdef list sendable = [], owed = []
         cdef Py_ssize_t ahead
         for stream in self._streams_queue:
@@ -131,7 +130,7 @@ cdef class SendPath(ReceivePath):
             if not sender.buffer_is_empty or sender.reset_pending or receiver.stop_pending:
                 sendable.append(stream)
             if (
-                stream.max_stream_data_local - stream.max_stream_data_local_sent >= step
+                stream.max_stream_data_local - stream.max_stream_data_local_sent >= self.stream_credit_step
                 and receiver._final_size is None
             ):
                 owed.append(stream)
@@ -152,7 +151,6 @@ cdef class SendPath(ReceivePath):
         cdef SentPacket packet = SentPacket.__new__(SentPacket)
         packet.packet_number = self._packet_number
         packet.packet_type = ONE_RTT
-        packet.ack_through = -1
         self.filling = packet
         self.at = self.header
         self.flight_room = min(window, self._max_datagram_size)
@@ -232,9 +230,12 @@ cdef class SendPath(ReceivePath):
         cdef PacketSpace space = self.space
         cdef Py_ssize_t ranges = 0
         cdef int64_t delay
+        if not space.ack_queue.count:
+            space.ack_at = None
+            return True
         if self.room() < ACK_CAPACITY:
             return False
-        delay = <int64_t>((now - <double>space.largest_received_time) * 1000000) >> 3
+        delay = <int64_t>(max(0.0, now - <double>space.largest_received_time) * 1000000) >> 3
         self.packet[self.at] = ACK
         self.at += 1
         self.at = <size_t>(
@@ -243,13 +244,12 @@ cdef class SendPath(ReceivePath):
             )
             - self.packet
         )
-        self.filling.ack_through = space.largest_received_packet
+        self.filling.acknowledges(space.ack_queue)
         space.ack_at = None
-        # So that the ranges are forgotten some day, and on a connection that only receives
-        # anything is ever acknowledged (RFC 9000, section 13.2.4).
-        if ranges > 1 and self._packet_number % 8 == 0 and not self.start_frame(PING, 1):
-            return False
-        if self.recovery.unanswered >= <int64_t>self._options.ack_ping_after:
+        if (ranges > 1 and self._packet_number % ACK_PING_INTERVAL == 0) or (
+            self.recovery.unanswered >= self.ack_ping_after
+        ):
+            # Have this packet acknowledged (RFC 9000, section 13.2.4).
             return self.start_frame(PING, 1)
         return True
 
@@ -257,8 +257,7 @@ cdef class SendPath(ReceivePath):
         cdef StreamLimit limit = self._local_max_data
         cdef Stream stream
         if (
-            limit.value - limit.sent
-            >= <int64_t>self._options.connection_window // CREDIT_STEP
+            limit.value - limit.sent >= self.credit_step
             and not self.put_limit(limit)
         ):
             return False
