@@ -18,7 +18,7 @@ import aioquic
 from echostream.transport.quic.hardened import HardenedConnection
 from echostream.transport.quic.options import QuicOptions
 
-__all__ = ["MIRRORED", "TESTED", "connection_class", "sources_digest"]
+__all__ = ["MIRRORED", "TESTED", "connection_class", "sources_digest", "typed_class"]
 
 logger = logging.getLogger("echostream.quic")
 
@@ -54,11 +54,12 @@ def connection_class(options: QuicOptions) -> type[HardenedConnection]:
     """The class to make connections of: the typed one where it can be used."""
     if options.qlog_dir is not None or options.congestion_control != "reno":
         return HardenedConnection  # neither is mirrored
-    return _typed_class() or HardenedConnection
+    return typed_class() or HardenedConnection
 
 
 @functools.cache
-def _typed_class() -> type[HardenedConnection] | None:
+def typed_class() -> type[HardenedConnection] | None:
+    """The class with the compiled path, or ``None`` where it cannot be used; says why once."""
     if os.environ.get("ECHOSTREAM_ACCEL") == "0":
         return None
     try:
