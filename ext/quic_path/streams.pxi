@@ -63,12 +63,11 @@ cdef class StreamReceiver:
         if end > offset:
             self._ranges.insert(offset, end)
         held = PyByteArray_Size(self._buffer)
-        if count:
-            if pos + count > held:
-                PyByteArray_Resize(self._buffer, <Py_ssize_t>(pos + count))
-                if pos > held:
-                    memset(PyByteArray_AsString(self._buffer) + held, 0, <size_t>(pos - held))
-            memcpy(PyByteArray_AsString(self._buffer) + pos, PyBytes_AsString(data), <size_t>count)
+        if pos + count > held:
+            PyByteArray_Resize(self._buffer, <Py_ssize_t>(pos + count))
+            if pos > held:
+                memset(PyByteArray_AsString(self._buffer) + held, 0, <size_t>(pos - held))
+        memcpy(PyByteArray_AsString(self._buffer) + pos, PyBytes_AsString(data), <size_t>count)
         if self._ranges.count and self._ranges.items[0] == self._buffer_start:
             stop = self._ranges.items[1]
             self._ranges._close(0, 1)
