@@ -156,6 +156,10 @@ class Outbox:
             or stream_id in self._event_lanes
         )
 
+    def is_large(self, stream_id: int) -> bool:
+        """Whether a QUIC stream of ours carries one large call."""
+        return stream_id in self._large_ids
+
     def open_control(self, hello: bytes) -> None:
         """Open the control stream with HELLO. Called once, before anything else is flushed."""
         self._control_id = self._carrier.open_stream(False)
