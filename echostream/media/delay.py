@@ -114,7 +114,7 @@ class DelayEstimator:
         if not frozen:
             self._record(x, residual)
         limit = self._late * FEEDBACK
-        if not self._released:
+        if not frozen or self.packets > LOGGED:  # a first freeze says little of the rest
             self._surplus += (1.0 if missed else 0.0) - self._late
             self._surplus = min(max(self._surplus, -limit), limit)
         if self.packets < WARM_UP:
