@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 from aioquic import tls
 from aioquic.quic.packet_builder import QuicSentPacket
@@ -27,6 +27,8 @@ from echostream.transport.quic.recovery import (
 
 __all__ = ["TypedConnection", "TypedRecovery"]
 
+AnySpace: TypeAlias = QuicPacketSpace | PacketSpace
+
 
 class TypedRecovery(RecoveryState, AdaptiveRecovery):
     """``AdaptiveRecovery`` with the application's packet space compiled."""
@@ -46,28 +48,28 @@ class TypedRecovery(RecoveryState, AdaptiveRecovery):
         self._cc = control
         self._pacer = Pacer(max_datagram_size=max_datagram_size, tick=PACING_TICK, gain=PACING_GAIN)
 
-    def on_packet_sent(self, *, packet: QuicSentPacket, space: QuicPacketSpace) -> None:
+    def on_packet_sent(self, *, packet: QuicSentPacket, space: AnySpace) -> None:
         if isinstance(space, PacketSpace):
             self.note_sent(packet, space)
         else:
             super().on_packet_sent(packet=packet, space=space)
 
     def on_ack_received(
-        self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace
+        self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: AnySpace
     ) -> None:
         if isinstance(space, PacketSpace):
-            self._check_ack(ack_rangeset, now, space)
+            self._check_ack(ack_rangeset, now, space)  # type: ignore[arg-type]
             self.note_acknowledged(ack_rangeset, ack_delay, now, space)
         else:
             super().on_ack_received(
                 ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space
             )
 
-    def _detect_loss(self, *, now: float, space: QuicPacketSpace) -> None:
+    def _detect_loss(self, *, now: float, space: AnySpace) -> None:
         if isinstance(space, PacketSpace):
             lost = self.find_lost(now, space)
             if lost:
-                self._declare_lost(lost, now, space)
+                self._declare_lost(lost, now, space)  # type: ignore[arg-type]
         else:
             super()._detect_loss(now=now, space=space)
 
@@ -78,7 +80,7 @@ class TypedRecovery(RecoveryState, AdaptiveRecovery):
         now: float,
         packets: Iterable[QuicSentPacket],
         persistent_congestion: bool = False,
-        space: QuicPacketSpace,
+        space: AnySpace,
     ) -> None:
         if not isinstance(space, PacketSpace):
             super()._on_packets_lost(
@@ -116,7 +118,7 @@ class TypedConnection(SendPath, HardenedConnection):
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
         space = PacketSpace()
-        self._spaces[tls.Epoch.ONE_RTT] = space
+        self._spaces[tls.Epoch.ONE_RTT] = space  # type: ignore[assignment]
         self._application_space = space
         self._loss.spaces = list(self._spaces.values())
 
