@@ -33,6 +33,7 @@ MAX_UNHANDLED_BYTES = 1024 * 1024
 MAX_EARLY_CANCELS = 4096
 """Calls that were cancelled and not seen: their REQUEST may still come, on another QUIC stream."""
 CANCELLED = "the handler was cancelled"
+YIELD_EVERY = 64
 STOP_S = 1.0
 """How long the end of a connection waits for its tasks to take their cancellation."""
 
@@ -363,6 +364,8 @@ class Dispatcher:
                     logger.error("listener %r failed", route.name, exc_info=exc)
             self.events_handled += 1
             self._event_handled(len(event.payload))
+            if not self.events_handled % YIELD_EVERY:
+                await asyncio.sleep(0)  # a backlog must not keep the loop
         self._queues.pop(route.name, None)
 
     def _event_handled(self, size: int) -> None:

@@ -61,7 +61,7 @@ def peer_statistics(peer: Peer) -> SessionStatistics:
         streams_out=len(peer.senders),
         streams_in=len(peer.receivers),
         tasks=dispatcher.tasks,
-        queued=outbox.queued_bytes,
+        queued=outbox.call_bytes + outbox.event_bytes,
         buffered=info.buffered,
         late_answers=peer.late_answers,
         events_unclaimed=dispatcher.unclaimed_events,
