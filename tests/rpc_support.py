@@ -36,13 +36,13 @@ def virtual(test: Test) -> Callable[..., None]:
     return run
 
 
-def real(test: Test) -> Callable[..., None]:
+def real(test: Test, *, seconds: float = 60) -> Callable[..., None]:
     """Run a test on a real loop; one that hangs fails."""
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
         async def limited() -> None:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(seconds):
                 await test(*args, **kwargs)
 
         asyncio.run(_silently(limited()))

@@ -149,8 +149,10 @@ class Outbox:
 
     def clear(self) -> None:
         """Nothing will leave any more."""
-        for queue in (*self._calls, *self._events, self._large):
-            queue.clear()
+        for calls in (*self._calls, self._large):
+            calls.clear()
+        for events in self._events:
+            events.clear()
         self._control.clear()
         self._streams.clear()
         self.call_bytes = self.event_bytes = 0
