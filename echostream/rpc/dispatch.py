@@ -41,6 +41,7 @@ MAX_EARLY_CANCELS = 4096
 CANCELLED = "the handler was cancelled"
 LISTENER_GRACE_S = 5.0
 """How long listeners may go on with what had arrived before the peer left."""
+YIELD_EVERY = 64
 STOP_S = 1.0
 """How long the end of a connection waits for its tasks to take their cancellation."""
 
@@ -399,6 +400,8 @@ class Dispatcher:
                     logger.error("listener %r failed", route.name, exc_info=exc)
             self.events_handled += 1
             self._event_handled(len(event.payload))
+            if not self.events_handled % YIELD_EVERY:
+                await asyncio.sleep(0)  # a backlog must not keep the loop
         self._queues.pop(route.name, None)
 
     def _event_handled(self, size: int) -> None:
