@@ -289,8 +289,8 @@ class Dispatcher:
             metadata = decode_metadata(event.metadata)
             _current.set(Call(route.name, metadata, deadline, peer.connection.clock))
             result = await route.call(self._context, argument)
-            if peer.outbox.queued_bytes > QUEUE_HIGH:
-                await peer.wait_writable()  # the call counts as running until there is room
+            if peer.outbox.call_bytes > QUEUE_HIGH:
+                await peer.wait_call_room()  # the call counts as running until there is room
             if call_id not in self._silenced and not self._over:
                 self._answer(route, event, result)
         except asyncio.CancelledError:

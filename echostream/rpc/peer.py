@@ -259,10 +259,10 @@ class Peer:
         """Wait until the peer takes one more call and there is room to queue it."""
         try:
             async with asyncio.timeout(timeout):
-                await self._wait_call_room()
+                await self.wait_call_room()
                 while len(self.calls) >= self.call_limit:
                     await self._wait(self._slot_waiters)
-                    await self._wait_call_room()
+                    await self.wait_call_room()
         except TimeoutError:
             self._release_slot()
             raise DeadlineExceeded(
@@ -276,7 +276,7 @@ class Peer:
             self._release_slot()
             raise Unavailable(f"the peer takes no new calls: {self._going_away}")
 
-    async def _wait_call_room(self) -> None:
+    async def wait_call_room(self) -> None:
         self.check_open()
         while self.outbox.call_bytes > QUEUE_HIGH:
             await self._wait(self._call_waiters)
@@ -518,7 +518,7 @@ class Peer:
         self.protocol.fail_call(call_id, status, message)
         self.connection.wake()
         unread = QUEUE_HIGH + self.protocol.limits.message_size + UNREAD_LIMIT
-        if self.outbox.queued_bytes > unread:
+        if self.outbox.call_bytes > unread:
             self.close(Close.EXCESSIVE_LOAD, "the peer asks on and does not read the answers")
 
 
