@@ -1,3 +1,4 @@
+# cython: auto_pickle=False, autotestdict=False
 """Where to put the playout point, so that a wanted share of the packets comes too late.
 
 The estimator sees when each packet was sent and when it came, on two clocks that need not agree,

@@ -1,3 +1,4 @@
+# cython: auto_pickle=False, autotestdict=False
 """The jitter buffer's mechanism: packets in by sequence number, audio out by the clock.
 
 **Two threads, no lock.** One producer calls ``push``, one consumer everything that pulls. A packet
@@ -25,7 +26,7 @@ from cpython.buffer cimport (
     PyBUF_FORMAT, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from libc.math cimport fabs
-from libc.stdint cimport INT64_MAX, INT64_MIN, int16_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -34,11 +35,16 @@ from echostream._ext.atomic cimport (
     atomic_store, atomic_take, lowest_bit,
 )
 from echostream._ext.delay cimport (
-    Control, Delay, control_step, control_watch, delay_base, delay_relearn, delay_restart, delay_target,
+    Control, Delay, control_step, control_watch, delay_relearn, delay_restart, delay_target,
     delay_update, delay_wanted,
 )
 from echostream._ext.pcm cimport (
-    Pcm, pcm_clear, pcm_close, pcm_gap, pcm_next_packet, pcm_open, pcm_read, pcm_run, pcm_write,
+    Pcm, pcm_clear, pcm_close, pcm_gap, pcm_next_packet, pcm_open, pcm_read, pcm_run, pcm_stretch,
+    pcm_write,
+)
+from echostream._ext.timeline cimport (
+    SECOND, Timeline, timeline_begin, timeline_near, timeline_renumber, timeline_run_agrees,
+    timeline_transit, to_frames, to_ns, unwrap,
 )
 
 ACCEPTED = 0
@@ -48,8 +54,6 @@ REJECTED = 3
 OVERFLOW = 4
 
 cdef enum:
-    RESTART_RUN = 4
-    SECOND = 1_000_000_000
     BAND = 20_000  # ns; smaller errors of the playout point are left alone
     FAR = 60_000_000  # ns; more than this too late, a gap is passed over without waiting
 
@@ -59,28 +63,6 @@ cdef struct Counters:
     # written by the consumer
     int64_t late, played, played_frames, concealed, events, silent, raised, lowered, skipped
     int64_t flushed
-
-
-cdef inline int64_t to_ns(int64_t frames, int64_t rate) noexcept nogil:
-    return (frames / rate) * SECOND + (frames % rate) * SECOND / rate
-
-
-cdef inline int64_t to_frames(int64_t ns, int64_t rate) noexcept nogil:
-    """Nearest frame; C's division rounds towards zero, which the half added undoes."""
-    cdef int64_t rest = ns % SECOND
-    cdef int64_t half = SECOND / 2 if rest >= 0 else -(SECOND / 2)
-    return (ns / SECOND) * rate + (rest * rate + half) / SECOND
-
-
-cdef inline int64_t unwrap(int64_t value, int64_t near, int bits) noexcept nogil:
-    """The number congruent to ``value`` that lies nearest to ``near``."""
-    cdef uint64_t span
-    cdef int64_t ahead
-    if bits >= 64:
-        return value
-    span = <uint64_t>1 << bits
-    ahead = <int64_t>((<uint64_t>value - <uint64_t>near) & (span - 1))
-    return near + (ahead if ahead < <int64_t>(span >> 1) else ahead - <int64_t>span)
 
 
 @cython.final
@@ -97,7 +79,6 @@ cdef class JitterRing:
         int64_t rate, channels, capacity, max_frames, max_delay_ns, hold_ns, max_pull
         bint int16
         size_t frame_bytes, slot_bytes
-        int sequence_bits, timestamp_bits
         # slots: written by the producer while the bit is clear, read by the consumer after a claim
         uint8_t* arena
         int64_t* tags
@@ -111,11 +92,8 @@ cdef class JitterRing:
         Counters n
         # producer
         Delay delay
-        int64_t raw_sequence, raw_timestamp, sequence_shift, timestamp_shift
-        int64_t highest, first, expected_before, last_at
+        Timeline line
         int epoch
-        int64_t run, run_sequence, run_timestamp, run_arrival, run_first_timestamp
-        int64_t run_first_arrival
         # consumer
         Pcm pcm
         Control control
@@ -124,11 +102,12 @@ cdef class JitterRing:
         int64_t cursor, newest, silence_from, held, flushes_seen
         double reference, deviation, earliness
 
-    def __cinit__(self, *args, **kwargs):
+    def __cinit__(self):
         self.reading = -1
+        self.frame_bytes = self.rate = self.channels = 1  # nothing divides by 0 without __init__
 
     def __init__(
-        self, *, int64_t sample_rate, int64_t channels, bint int16, int64_t capacity,
+        self, int64_t sample_rate, int64_t channels, bint int16, int64_t capacity,
         int64_t max_packet_frames, int64_t ring_frames, int sequence_bits, int timestamp_bits,
         double late, double start_ns, double minimum_ns, double maximum_ns, double raise_rate,
         double lower_rate, int64_t hold_ns, int64_t max_pull,
@@ -147,8 +126,10 @@ cdef class JitterRing:
         self.max_frames = max_packet_frames
         self.frame_bytes = <size_t>channels * (2 if int16 else 4)
         self.slot_bytes = self.frame_bytes * <size_t>max_packet_frames
-        self.sequence_bits = sequence_bits
-        self.timestamp_bits = timestamp_bits
+        self.line.rate = sample_rate
+        self.line.capacity = capacity
+        self.line.sequence_bits = sequence_bits
+        self.line.timestamp_bits = timestamp_bits
         self.max_delay_ns = <int64_t>maximum_ns
         self.hold_ns = hold_ns
         self.max_pull = max_pull
@@ -241,14 +222,18 @@ cdef class JitterRing:
     cdef inline int _check(
         self, int64_t sequence_number, int64_t timestamp, size_t length, int epoch, bint silence
     ) except -1:
+        if self.arena == NULL:
+            raise ValueError("JitterRing.__init__ was not called")
         if length % self.frame_bytes or length > self.slot_bytes or not (length or silence):
             raise ValueError(
                 f"a payload is 1 to {self.max_frames} sample frames of {self.frame_bytes} bytes, "
                 f"not {length} bytes; set max_packet_ms for longer packets"
             )
-        if sequence_number < 0 or sequence_number >> self.sequence_bits:
+        if sequence_number < 0 or sequence_number >> self.line.sequence_bits:
             raise ValueError(f"sequence_number {sequence_number} needs more bits than agreed")
-        if timestamp < 0 or (self.timestamp_bits < 63 and timestamp >> self.timestamp_bits):
+        if timestamp < 0 or (
+            self.line.timestamp_bits < 63 and timestamp >> self.line.timestamp_bits
+        ):
             raise ValueError(f"timestamp {timestamp} is negative or needs more bits than agreed")
         if not 0 <= epoch < 65536:
             raise ValueError(f"epoch is from 0 to 65535, not {epoch}")
@@ -258,40 +243,45 @@ cdef class JitterRing:
         self, int64_t sequence, int64_t timestamp, const uint8_t* data, int64_t frames,
         int64_t arrival, int epoch, bint silence,
     ) noexcept nogil:
-        cdef int64_t raw, at, number, slot, send, base, stamp
+        cdef int64_t raw, at, number, slot, send, deadline, stamp
         cdef uint64_t bit
-        cdef bint far, missed
+        cdef bint far
+        cdef Timeline* line = &self.line
         if self.delay.packets == 0:
             self.epoch = epoch
-            self.raw_sequence = sequence
-            self.raw_timestamp = timestamp
-            self.sequence_shift = 2 * self.capacity - sequence
-            self.first = 2 * self.capacity
-            self.highest = self.first - 1
+            timeline_begin(line, sequence, timestamp)
         elif epoch != self.epoch:
             if ((epoch - self.epoch) & 0xFFFF) >= 0x8000:
                 atomic_add(&self.n.stale, 1)
                 return 2
             self.epoch = epoch
-            self._renumber(sequence, timestamp, arrival)
+            atomic_add(&self.n.restarts, 1)
+            timeline_renumber(line, &self.delay, sequence, timestamp, arrival)
             atomic_store(&self.flushes, self.flushes + 1)
-        raw = unwrap(sequence, self.raw_sequence, self.sequence_bits)
-        stamp = unwrap(timestamp, self.raw_timestamp, self.timestamp_bits)
-        far = raw - self.raw_sequence >= self.capacity or self.raw_sequence - raw >= self.capacity
-        if far or (self.delay.packets and self._transit(stamp, arrival) > self.max_delay_ns):
-            if self._run_agrees(sequence, timestamp, arrival):
-                self._renumber(sequence, timestamp, arrival)
+        raw = unwrap(sequence, line.raw_sequence, line.sequence_bits)
+        stamp = unwrap(timestamp, line.raw_timestamp, line.timestamp_bits)
+        far = (
+            raw - line.raw_sequence >= self.capacity or line.raw_sequence - raw >= self.capacity
+            or not timeline_near(line, stamp)
+        )
+        if far or (
+            self.delay.packets
+            and timeline_transit(line, &self.delay, stamp, arrival) > self.max_delay_ns
+        ):
+            if timeline_run_agrees(line, sequence, timestamp, arrival):
+                atomic_add(&self.n.restarts, 1)
+                timeline_renumber(line, &self.delay, sequence, timestamp, arrival)
                 if not far:
                     delay_relearn(&self.delay)
-                raw = self.raw_sequence
-                stamp = self.raw_timestamp
+                raw = line.raw_sequence
+                stamp = line.raw_timestamp
             elif far:
                 atomic_add(&self.n.rejected, 1)
                 return 3
         else:
-            self.run = 0
-        number = raw + self.sequence_shift
-        at = stamp + self.timestamp_shift
+            line.run = 0
+        number = raw + line.sequence_shift
+        at = stamp + line.timestamp_shift
         slot = number & (self.capacity - 1)
         if self.tags[slot] >= number:
             if self.tags[slot] == number:
@@ -307,12 +297,12 @@ cdef class JitterRing:
             atomic_add(&self.n.overflows, 1)
             return 4
         self.tags[slot] = number
-        if number > self.highest:
-            self.highest = number
-            self.raw_sequence = raw
-            self.raw_timestamp = stamp
-        self.first = min(self.first, number)
-        atomic_store(&self.n.expected, self.expected_before + self.highest - self.first + 1)
+        if number > line.highest:
+            line.highest = number
+            line.raw_sequence = raw
+            line.raw_timestamp = stamp
+        line.first = min(line.first, number)
+        atomic_store(&self.n.expected, line.expected_before + line.highest - line.first + 1)
         atomic_add(&self.n.received, 1)
         memcpy(self.arena + <size_t>slot * self.slot_bytes, data, <size_t>frames * self.frame_bytes)
         self.slot_at[slot] = at
@@ -320,10 +310,10 @@ cdef class JitterRing:
         self.slot_silence[slot] = silence
         self.slot_flush[slot] = self.flushes
         send = to_ns(at, self.rate)
-        base = atomic_load(&self.deadline)
-        missed = base != INT64_MAX and arrival - send > base
-        delay_update(&self.delay, send, arrival, missed)
-        self.last_at = at
+        deadline = atomic_load(&self.deadline)
+        delay_update(
+            &self.delay, send, arrival, deadline != INT64_MAX and arrival - send > deadline
+        )
         atomic_store(&self.wanted, delay_wanted(&self.delay))
         atomic_store(&self.target, delay_target(&self.delay, send))
         if at < self.earliest:
@@ -331,56 +321,6 @@ cdef class JitterRing:
         atomic_store(&self.ready, 1)
         atomic_set(&self.presence[slot >> 6], bit)
         return 0
-
-    cdef inline int64_t _transit(self, int64_t stamp, int64_t arrival) noexcept nogil:
-        """How long after the fastest packets this one came."""
-        cdef int64_t send = to_ns(stamp + self.timestamp_shift, self.rate)
-        cdef double x = <double>(send - self.delay.origin_send)
-        return arrival - send - self.delay.origin_delay - <int64_t>delay_base(&self.delay, x)
-
-    cdef bint _run_agrees(
-        self, int64_t sequence, int64_t timestamp, int64_t arrival
-    ) noexcept nogil:
-        """Whether this is the fourth packet in a row of another numbering, sent at our pace."""
-        cdef int64_t sent, came
-        if self.run == 0 or unwrap(sequence, self.run_sequence, self.sequence_bits) != (
-            self.run_sequence + 1
-        ):
-            self.run = 0
-            self.run_first_timestamp = timestamp
-            self.run_first_arrival = arrival
-        self.run += 1
-        self.run_sequence = sequence
-        if self.run < RESTART_RUN:
-            return False
-        sent = unwrap(timestamp, self.run_first_timestamp, self.timestamp_bits)
-        sent = to_ns(sent - self.run_first_timestamp, self.rate)
-        came = arrival - self.run_first_arrival
-        if sent <= 0 or 2 * came < sent or came > 2 * sent + SECOND / 10:
-            self.run = 0
-            return False
-        self.run = 0
-        return True
-
-    cdef void _renumber(self, int64_t sequence, int64_t timestamp, int64_t arrival) noexcept nogil:
-        """The sender began again: its next packet follows on the timeline.
-
-        Timestamps that fit the old ones are kept; else this packet becomes one of the fastest.
-        """
-        cdef int64_t stamp = unwrap(timestamp, self.raw_timestamp, self.timestamp_bits)
-        cdef int64_t transit = self._transit(stamp, arrival), old
-        atomic_add(&self.n.restarts, 1)
-        self.expected_before += self.highest - self.first + 1
-        self.raw_sequence = sequence
-        self.first = self.highest + self.capacity + 1
-        self.sequence_shift = self.first - sequence
-        self.highest = self.first - 1
-        if -SECOND / 20 <= transit <= delay_wanted(&self.delay) + SECOND / 20:
-            self.raw_timestamp = stamp
-            return
-        old = stamp + self.timestamp_shift
-        self.timestamp_shift = old + to_frames(transit, self.rate) - timestamp
-        self.raw_timestamp = timestamp
 
     # -- consumer
 
@@ -564,28 +504,13 @@ cdef class JitterRing:
             return self._take(out, rest)
         real = self._take(self.scratch, take)
         pcm_read(&self.pcm, self.cursor, 1, self.scratch + take * self.channels)
-        self._interpolate(out, rest, take)
+        pcm_stretch(self.scratch, take, out, rest, self.channels)
         self.reference += move
         if move > 0.0:
             atomic_add(&self.n.raised, rest - take)
         else:
             atomic_add(&self.n.lowered, take - rest)
         return min(real, rest) if real < take else rest
-
-    cdef void _interpolate(self, float* out, int64_t frames, int64_t taken) noexcept nogil:
-        """Stretch ``taken`` frames of scratch to ``frames``, linearly."""
-        cdef double position, share
-        cdef int64_t k, row, channel
-        cdef const float* two
-        for k in range(frames):
-            position = k * <double>taken / frames
-            row = <int64_t>position
-            share = position - row
-            two = self.scratch + row * self.channels
-            for channel in range(self.channels):
-                out[k * self.channels + channel] = <float>(
-                    two[channel] + share * (two[self.channels + channel] - two[channel])
-                )
 
     cdef int64_t _frames_of(self, Py_buffer* view) except -1:
         cdef int64_t width = view.itemsize * self.channels
@@ -675,7 +600,26 @@ cdef class JitterRing:
         """Drop what arrived and was not played; the timestamp of its first frame."""
         self._ingest()
         self._flush(self.flushes_seen)
-        return self.cursor
+        if self.started:
+            return self.cursor
+        return atomic_load(&self.earliest) if atomic_load(&self.ready) else 0
+
+    def pass_over(self, int64_t frames):
+        """Go forward over a gap at the cursor, at most ``frames``; how many it were."""
+        cdef int64_t gap
+        if not 0 <= frames <= self.max_pull:
+            raise ValueError(f"frames is from 0 to {self.max_pull}, not {frames}")
+        gap = pcm_gap(&self.pcm, self.cursor, frames)
+        self.cursor += gap
+        self.newest = max(self.newest, self.cursor)
+        self.reference -= <double>to_ns(gap, self.rate)
+        return gap
+
+    def skip(self, int64_t frames):
+        """Go forward at once; what lies between is dropped."""
+        if frames < 0:
+            raise ValueError(f"frames is 0 or more, not {frames}")
+        self._skip(frames)
 
     def hold(self, int64_t frames):
         """``frames`` were played that are not from packets, and the cursor stays: delay grows."""
@@ -694,6 +638,15 @@ cdef class JitterRing:
     def cursor_timestamp(self):
         """Timestamp of the next frame to be played, on the timeline that restarts do not break."""
         return self.cursor
+
+    @property
+    def flushes(self):
+        """How often a new epoch made what is here void."""
+        return atomic_load(&self.flushes)
+
+    def is_silence(self, int64_t ahead=0):
+        """Whether a gap there is silence: nothing was played yet, or it was announced."""
+        return not self.heard or self.cursor + ahead >= self.silence_from
 
     @property
     def buffered_frames(self):

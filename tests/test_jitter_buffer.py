@@ -6,6 +6,7 @@ the name; scripts, numbers and limits are written anew.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -241,6 +242,18 @@ def test_a_huge_forward_jump_heals() -> None:
     assert pair.order()[-80:] == list(range(120, 200))
 
 
+@pytest.mark.parametrize("first", [0, 2**40, 2**63 - 10_000_000])
+def test_any_timestamp_may_be_the_first(first: int) -> None:
+    pair = Pair(start_delay_ms=40.0)
+    for n in range(60):
+        pair.push(n, n * 20, timestamp=first + n * FRAME)
+        if n == 30:
+            stray = (first + 2**62) % 2**63
+            assert pair.push(n, n * 20, number=31, timestamp=stray) == compiled.REJECTED
+    pair.until(1300)
+    assert pair.order() == list(range(60))
+
+
 def test_silence_is_not_concealed() -> None:
     """DTX: an announced pause costs nothing, and what follows it is not lost."""
     pair = Pair(start_delay_ms=40.0)
@@ -449,3 +462,23 @@ def test_bad_calls_raise_and_change_nothing(call: Any) -> None:
     with pytest.raises(ValueError):
         call(buffer)
     assert buffer.statistics() == JitterBuffer(RATE).statistics()
+
+
+def test_push_and_pull_allocate_nothing() -> None:
+    """Blocks left over by 30,000 operations; each of them would leave its own if it kept one."""
+    buffer = JitterBuffer(RATE)
+    if type(buffer.ring) is not compiled.JitterRing:
+        pytest.skip("the twin is made of Python objects")
+    payload = np.zeros((FRAME, 1), dtype=np.float32)
+    out = np.zeros((STEP, 1), dtype=np.float32)
+
+    def run(first: int, last: int) -> None:
+        for n in range(first, last):
+            buffer.push(n, n * FRAME, payload, n * FRAME_NS)
+            buffer.pull_into(out, n * FRAME_NS)
+            buffer.pull_into(out, n * FRAME_NS + 5 * MS)
+
+    run(0, 100)
+    before = sys.getallocatedblocks()
+    run(100, 10_000)
+    assert sys.getallocatedblocks() - before < 100

@@ -336,8 +336,9 @@ cdef inline void delay_update(
     if not frozen:
         delay_record(d, x, residual)
     limit = d.late * 6_000.0
-    d.surplus += (1.0 if missed else 0.0) - d.late
-    d.surplus = min(max(d.surplus, -limit), limit)
+    if not frozen or d.packets > LOGGED:  # a first freeze says little of the rest
+        d.surplus += (1.0 if missed else 0.0) - d.late
+        d.surplus = min(max(d.surplus, -limit), limit)
     if d.packets < WARM_UP:
         return
     share = min(max(1.0 - d.surplus / limit, 0.3), 1.5)

@@ -118,3 +118,21 @@ cdef inline int64_t pcm_next_packet(const Pcm* r, int64_t at, int64_t frames) no
         return frames
     found = <const uint8_t*>memchr(r.marks, 2, <size_t>(frames - part))
     return frames if found == NULL else part + (found - r.marks)
+
+
+cdef inline void pcm_stretch(
+    const float* source, int64_t taken, float* out, int64_t frames, int64_t channels
+) noexcept nogil:
+    """Stretch ``taken`` frames (and one more, which is only looked at) to ``frames``, linearly."""
+    cdef double position, share
+    cdef int64_t k, row, channel
+    cdef const float* two
+    for k in range(frames):
+        position = k * <double>taken / frames
+        row = <int64_t>position
+        share = position - row
+        two = source + row * channels
+        for channel in range(channels):
+            out[k * channels + channel] = <float>(
+                two[channel] + share * (two[channels + channel] - two[channel])
+            )

@@ -114,8 +114,9 @@ class DelayEstimator:
         if not frozen:
             self._record(x, residual)
         limit = self._late * FEEDBACK
-        self._surplus += (1.0 if missed else 0.0) - self._late
-        self._surplus = min(max(self._surplus, -limit), limit)
+        if not frozen or self.packets > LOGGED:  # a first freeze says little of the rest
+            self._surplus += (1.0 if missed else 0.0) - self._late
+            self._surplus = min(max(self._surplus, -limit), limit)
         if self.packets < WARM_UP:
             return
         share = min(max(1.0 - self._surplus / limit, 0.3), 1.5)

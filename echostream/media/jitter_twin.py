@@ -20,8 +20,9 @@ ACCEPTED, DUPLICATE, STALE, REJECTED, OVERFLOW = range(5)
 SECOND = 1_000_000_000
 BAND = 20_000
 FAR = 60_000_000
+DAY_S = 86_400
 FOREVER = 2**63 - 1
-COUNTERS = [
+COUNTERS = (
     "expected",
     "received",
     "duplicates",
@@ -39,7 +40,7 @@ COUNTERS = [
     "lowered",
     "skipped",
     "flushed",
-]
+)
 
 
 def to_ns(frames: int, rate: int) -> int:
@@ -66,7 +67,6 @@ class JitterRing:
 
     def __init__(
         self,
-        *,
         sample_rate: int,
         channels: int,
         int16: bool,
@@ -141,7 +141,7 @@ class JitterRing:
         if self._int16:
             samples = np.frombuffer(data, np.int16).astype(np.float32) * np.float32(1.0 / 32768.0)
         else:
-            samples = np.frombuffer(data, np.float32)
+            samples = np.frombuffer(data, np.float32).copy()
         frames = samples.reshape(-1, self._channels)
         with self._lock:
             return self._push(sequence_number, timestamp, frames, arrival_ns, epoch, silence)
@@ -200,6 +200,7 @@ class JitterRing:
             self._epoch = epoch
             self._raw_sequence = sequence
             self._raw_timestamp = timestamp
+            self._timestamp_shift = 0 if timestamp // self._rate < SECOND else -timestamp
             self._first = 2 * self._capacity
             self._sequence_shift = self._first - sequence
             self._highest = self._first - 1
@@ -212,7 +213,7 @@ class JitterRing:
             self._flushes += 1
         raw = unwrap(sequence, self._raw_sequence, self._sequence_bits)
         stamp = unwrap(timestamp, self._raw_timestamp, self._timestamp_bits)
-        far = abs(raw - self._raw_sequence) >= self._capacity
+        far = abs(raw - self._raw_sequence) >= self._capacity or not self._near(stamp)
         known = self._delay.packets > 0
         if far or (known and self._transit(stamp, arrival) > self._max_delay_ns):
             if self._run_agrees(sequence, timestamp, arrival):
@@ -249,6 +250,9 @@ class JitterRing:
         self._target = self._delay.target_ns(send)
         return ACCEPTED
 
+    def _near(self, stamp: int) -> bool:
+        return abs(stamp - self._raw_timestamp) <= DAY_S * self._rate
+
     def _transit(self, stamp: int, arrival: int) -> int:
         send = to_ns(stamp + self._timestamp_shift, self._rate)
         return arrival - send - self._delay.base_ns(send)
@@ -264,23 +268,30 @@ class JitterRing:
             return False
         self._run = 0
         sent = unwrap(timestamp, self._run_timestamp, self._timestamp_bits) - self._run_timestamp
+        if not 0 < sent <= DAY_S * self._rate:
+            return False
         sent = to_ns(sent, self._rate)
         came = arrival - self._run_arrival
-        return sent > 0 and sent <= 2 * came and came <= 2 * sent + SECOND // 10
+        return sent <= 2 * came and came <= 2 * sent + SECOND // 10
 
     def _renumber(self, sequence: int, timestamp: int, arrival: int) -> None:
         stamp = unwrap(timestamp, self._raw_timestamp, self._timestamp_bits)
-        transit = self._transit(stamp, arrival)
         self._n["restarts"] += 1
         self._expected_before += self._highest - self._first + 1
         self._raw_sequence = sequence
         self._first = self._highest + self._capacity + 1
         self._sequence_shift = self._first - sequence
         self._highest = self._first - 1
-        self._raw_timestamp = stamp
-        if not -SECOND // 20 <= transit <= self._delay.wanted_ns + SECOND // 20:
-            self._timestamp_shift += stamp + to_frames(transit, self._rate) - timestamp
-            self._raw_timestamp = timestamp
+        near = self._near(stamp)
+        if not near:
+            stamp = self._raw_timestamp
+        transit = self._transit(stamp, arrival)
+        if near and -SECOND // 20 <= transit <= self._delay.wanted_ns + SECOND // 20:
+            self._raw_timestamp = stamp
+            return
+        at = stamp + self._timestamp_shift
+        self._timestamp_shift = at + to_frames(transit, self._rate) - timestamp
+        self._raw_timestamp = timestamp
 
     # -- consumer
 
@@ -507,7 +518,25 @@ class JitterRing:
         with self._lock:
             self._ingest()
             self._flush(self._flushes_seen)
-            return self._cursor
+            if self._started:
+                return self._cursor
+            return self._earliest if self._delay.packets else 0
+
+    def pass_over(self, frames: int) -> int:
+        if not 0 <= frames <= self._max_pull:
+            raise ValueError(f"frames is from 0 to {self._max_pull}, not {frames}")
+        with self._lock:
+            gap = self._run_of(self._cursor, frames, False)
+            self._cursor += gap
+            self._newest = max(self._newest, self._cursor)
+            self._reference -= to_ns(gap, self._rate)
+            return gap
+
+    def skip(self, frames: int) -> None:
+        if frames < 0:
+            raise ValueError(f"frames is 0 or more, not {frames}")
+        with self._lock:
+            self._skip(frames)
 
     def hold(self, frames: int) -> None:
         if not 0 <= frames <= self._max_pull:
@@ -524,6 +553,13 @@ class JitterRing:
     @property
     def cursor_timestamp(self) -> int:
         return self._cursor
+
+    @property
+    def flushes(self) -> int:
+        return self._flushes
+
+    def is_silence(self, ahead: int = 0) -> bool:
+        return not self._heard or self._cursor + ahead >= self._silence_from
 
     @property
     def buffered_frames(self) -> int:

@@ -41,6 +41,7 @@ MAX_EARLY_CANCELS = 4096
 CANCELLED = "the handler was cancelled"
 LISTENER_GRACE_S = 5.0
 """How long listeners may go on with what had arrived before the peer left."""
+YIELD_EVERY = 64
 STOP_S = 1.0
 """How long the end of a connection waits for its tasks to take their cancellation."""
 
@@ -97,6 +98,11 @@ class Dispatcher:
         return len(self._calls)
 
     @property
+    def has_early_events(self) -> bool:
+        """Whether :meth:`start` would find events to handle."""
+        return not self._ready and bool(self._queues)
+
+    @property
     def tasks(self) -> int:
         """Tasks that this dispatcher owns."""
         return len(self._calls) + len(self._streams) + len(self._listeners)
@@ -138,7 +144,7 @@ class Dispatcher:
         self._timers.clear()
         for call_id in list(self._calls):
             self._stop(call_id)
-        self._grace_s = LISTENER_GRACE_S if orderly and self._listeners else STOP_S
+        self._grace_s = LISTENER_GRACE_S if orderly and self._queues else STOP_S
         if not orderly:
             self._cancel_listeners()
         self._task_done()
@@ -283,8 +289,8 @@ class Dispatcher:
             metadata = decode_metadata(event.metadata)
             _current.set(Call(route.name, metadata, deadline, peer.connection.clock))
             result = await route.call(self._context, argument)
-            if peer.outbox.queued_bytes > QUEUE_HIGH:
-                await peer.wait_writable()  # the call counts as running until there is room
+            if peer.outbox.call_bytes > QUEUE_HIGH:
+                await peer.wait_call_room()  # the call counts as running until there is room
             if call_id not in self._silenced and not self._over:
                 self._answer(route, event, result)
         except asyncio.CancelledError:
@@ -394,6 +400,8 @@ class Dispatcher:
                     logger.error("listener %r failed", route.name, exc_info=exc)
             self.events_handled += 1
             self._event_handled(len(event.payload))
+            if not self.events_handled % YIELD_EVERY:
+                await asyncio.sleep(0)  # a backlog must not keep the loop
         self._queues.pop(route.name, None)
 
     def _event_handled(self, size: int) -> None:

@@ -71,6 +71,7 @@ class Peer:
         self.senders: dict[int, StreamSender] = {}
         self.receivers: dict[int, StreamReceiver] = {}
         self.busy = False
+        """Whether a call or event has to look at more than the limits: the end, or GOAWAY."""
         self.outbox = self.protocol.outbox
         self.call_limit = self.protocol.peer.limits.calls
         self._depth = self._items = 0
@@ -80,11 +81,12 @@ class Peer:
         self.dispatcher = Dispatcher(self, routes, context, limits.calls)
         self._ended: ConnectionClosed | None = None
         self._going_away = ""
-        self._draining = False
         self._greeted: asyncio.Future[None] = self.loop.create_future()
         self._greeted.add_done_callback(_retrieve)
         self._closed: asyncio.Future[None] = self.loop.create_future()
-        self._write_waiters: deque[asyncio.Future[None]] = deque()
+        self._call_waiters: deque[asyncio.Future[None]] = deque()
+        self._event_waiters: deque[asyncio.Future[None]] = deque()
+        self._drain_waiters: deque[asyncio.Future[None]] = deque()
         self._slot_waiters: deque[asyncio.Future[None]] = deque()
         self._stream_waiters: dict[int, list[tuple[int, asyncio.Future[None]]]] = {}
         self._pumping = False
@@ -158,7 +160,6 @@ class Peer:
         """Refuse new calls, let running ones finish and queued data leave, within ``timeout`` s."""
         if self._ended is not None:
             return
-        self._draining = True
         self.dispatcher.refuse_calls(message)
         self.protocol.go_away(timeout, message)
         self.connection.wake()
@@ -166,7 +167,7 @@ class Peer:
             async with asyncio.timeout(timeout):
                 await self.dispatcher.wait_idle()
                 while not self.outbox.idle or self.connection.engine.buffered_total:
-                    await self._wait(self._write_waiters)
+                    await self._wait(self._drain_waiters)
         except (TimeoutError, ConnectionClosed):
             pass
 
@@ -196,15 +197,18 @@ class Peer:
         self._pumped = 0
         outbox = self.outbox
         outbox.flush(now)
-        if outbox.queued_bytes:
+        if not outbox.idle:
             outbox.fit(self.connection.engine.info().congestion_window)
         if outbox.expired_calls:
             self._fail_expired()
         if self._stream_waiters:
             self._release_stream_waiters()
-        self._update_busy()
-        if self._write_waiters and (not self.busy or (self._draining and outbox.idle)):
-            _release(self._write_waiters)
+        if self._call_waiters and outbox.call_bytes <= QUEUE_LOW:
+            _release(self._call_waiters)
+        if self._event_waiters and outbox.event_bytes <= QUEUE_LOW:
+            _release(self._event_waiters)
+        if self._drain_waiters:
+            _release(self._drain_waiters)
 
     def pump(self) -> None:
         """Take out and dispatch what the inbox has; a flood continues on the loop's next turn."""
@@ -253,22 +257,14 @@ class Peer:
 
     # Waiting.
 
-    def _update_busy(self) -> None:
-        queued = self.outbox.queued_bytes
-        self.busy = (
-            self._ended is not None
-            or bool(self._going_away)
-            or queued > (QUEUE_LOW if self._write_waiters else QUEUE_HIGH)
-        )
-
     async def wait_call_slot(self, timeout: float | None) -> None:
         """Wait until the peer takes one more call and there is room to queue it."""
         try:
             async with asyncio.timeout(timeout):
-                await self.wait_writable()
+                await self.wait_call_room()
                 while len(self.calls) >= self.call_limit:
                     await self._wait(self._slot_waiters)
-                    await self.wait_writable()
+                    await self.wait_call_room()
         except TimeoutError:
             self._release_slot()
             raise DeadlineExceeded(
@@ -282,12 +278,16 @@ class Peer:
             self._release_slot()
             raise Unavailable(f"the peer takes no new calls: {self._going_away}")
 
-    async def wait_writable(self) -> None:
-        """Wait until queued frames are below the mark."""
+    async def wait_call_room(self) -> None:
         self.check_open()
-        while self.outbox.queued_bytes > QUEUE_HIGH:
-            self.connection.wake()
-            await self._wait(self._write_waiters)
+        while self.outbox.call_bytes > QUEUE_HIGH:
+            await self._wait(self._call_waiters)
+
+    async def wait_event_room(self) -> None:
+        """Wait until so few events are queued that another one may be."""
+        self.check_open()
+        while self.outbox.event_bytes > QUEUE_HIGH:
+            await self._wait(self._event_waiters)
 
     async def wait_stream(self, stream_id: int, low: int) -> None:
         """Wait until at most ``low`` bytes of a QUIC stream of ours are unacknowledged."""
@@ -302,9 +302,10 @@ class Peer:
         waiters.append(future)
         try:
             await future
-        finally:
+        except BaseException:
             if future in waiters:
                 waiters.remove(future)
+            raise
 
     def _release_stream_waiters(self) -> None:
         buffered = self.connection.engine.buffered
@@ -407,7 +408,7 @@ class Peer:
 
     def _on_go_away(self, event: ev.GoAwayReceived) -> None:
         self._going_away = event.message or "going away"
-        self._update_busy()
+        self.busy = True
 
     def _on_violation(self, event: ev.ProtocolViolation) -> None:
         logger.warning("peer %s broke the protocol: %.256r", self.peer_addr, event.message)
@@ -486,7 +487,9 @@ class Peer:
         self.busy = True
         waiters: list[asyncio.Future[Any]] = [
             *filter(None, self.calls.values()),
-            *self._write_waiters,
+            *self._call_waiters,
+            *self._event_waiters,
+            *self._drain_waiters,
             *self._slot_waiters,
             *(future for entries in self._stream_waiters.values() for _, future in entries),
         ]
@@ -494,6 +497,7 @@ class Peer:
             if not waiter.done():
                 waiter.set_exception(copy(error))  # each gets a traceback of its own
         self.calls.clear()
+        self.outbox.clear()
         self._stream_waiters.clear()
         for sender in list(self.senders.values()):
             sender.connection_lost(copy(error))
@@ -516,7 +520,7 @@ class Peer:
         self.protocol.fail_call(call_id, status, message)
         self.connection.wake()
         unread = QUEUE_HIGH + self.protocol.limits.message_size + UNREAD_LIMIT
-        if self.outbox.queued_bytes > unread:
+        if self.outbox.call_bytes > unread:
             self.close(Close.EXCESSIVE_LOAD, "the peer asks on and does not read the answers")
 
 

@@ -65,7 +65,7 @@ def peer_statistics(peer: Peer) -> SessionStatistics:
         streams_out=len(peer.senders),
         streams_in=len(peer.receivers),
         tasks=dispatcher.tasks,
-        queued=outbox.queued_bytes,
+        queued=outbox.call_bytes + outbox.event_bytes,
         buffered=info.buffered,
         assembling=inbox.assembling,
         streams_stopped=inbox.stopped_slow + inbox.stopped_large,

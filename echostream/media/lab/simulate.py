@@ -1,9 +1,9 @@
 """Packet-level simulation: any delay policy on a trace, in a tenth of a second.
 
 The clock plays on whatever happens. A packet that is not there when its moment comes is late and
-is concealed for one frame; meanwhile the playout point may move freely, else no faster than the
-policy's rates. This is what the jitter buffer does sample by sample (:mod:`.replay`), and it uses
-the same estimator and control.
+is concealed until it comes, at most for its frame; meanwhile the playout point may move freely,
+else no faster than the policy's rates. This is what the jitter buffer does sample by sample
+(:mod:`.replay`), and it uses the same estimator and control.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Policy(Protocol):
 
 
 def simulate(trace: Trace, policy: Policy, *, late: float = 0.01) -> Result:
-    """Play a trace under a policy. ``late`` is what was asked for, kept for the bound only."""
+    """Play a trace under a policy. ``late`` is only kept, for the bound in the summary."""
     rows = np.flatnonzero(~trace.duplicate)
     send: Sequence[int] = trace.send_ns[rows].tolist()
     arrival: Sequence[int] = trace.arrival_ns[rows].tolist()
@@ -83,8 +83,8 @@ def simulate(trace: Trace, policy: Policy, *, late: float = 0.01) -> Result:
             if policy.holds and not ahead and following > due:
                 concealed += following - due
                 offset += following - due
-            else:
-                concealed += frame
+            else:  # what is left of a late packet is heard
+                concealed += frame if came == LOST else min(frame, came - due)
             policy.glitch()
             events += not concealing
             concealing = True

@@ -34,8 +34,7 @@ class Trace:
     ``arrival_ns`` is :data:`LOST` where nothing arrived. A row that repeats an earlier
     sequence number and send time is a second copy of that packet. ``skew_ppm`` is by how much
     the sender's clock is slower than the receiver's: sender time times ``1 + skew_ppm / 1e6``
-    runs with the receiver's clock. ``changes_ns`` are the send times at which the path changed,
-    ``silences_ns`` is the pause in sending before each packet beyond its frame.
+    runs with the receiver's clock. ``changes_ns`` are the send times at which the path changed.
     """
 
     name: str
@@ -67,7 +66,7 @@ class Trace:
         return arrived
 
     def network_delay_ns(self) -> Floats:
-        """Delay of every row above the smallest, clock skew removed; NaN where lost."""
+        """Delay of every row above the trace's smallest, clock skew removed; NaN where lost."""
         delay: Floats = self.arrival_ns - self.send_ns * (1.0 + self.skew_ppm * 1e-6)
         delay[self.arrival_ns == LOST] = np.nan
         delay -= np.nanmin(delay)
@@ -75,7 +74,7 @@ class Trace:
 
 
 def synthetic(name: str, *, seed: int = 1, packets: int = PACKETS) -> Trace:
-    """The synthetic trace of this name (a key of :data:`SYNTHETIC`): frames of 20 ms."""
+    """The trace of this name (a key of :data:`SYNTHETIC`), ``packets`` frames of 20 ms."""
     number = list(SYNTHETIC).index(name)
     return SYNTHETIC[name](name, np.random.default_rng([seed, number]), packets)
 
