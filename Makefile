@@ -4,7 +4,7 @@
 PYTHON ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
-SOURCES := $(wildcard ext/*.pyx ext/*.pxd echostream/_ext/*.pxd)
+SOURCES := $(wildcard ext/*.pyx ext/*.pxd ext/*/*.pxi echostream/_ext/*.pxd)
 
 .PHONY: help setup demo test lint types smoke check bench fuzz soak-security wheel clean FORCE
 SECONDS ?= 60

@@ -48,7 +48,7 @@ class Link:
         self.client = QuicConnection(
             configuration=QuicConfiguration(
                 alpn_protocols=["echostream/1"],
-                verify_mode=0,  # type: ignore[arg-type]
+                verify_mode=0,
                 max_datagram_frame_size=65536,
                 idle_timeout=3600.0,
             )

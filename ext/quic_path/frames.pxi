@@ -161,11 +161,12 @@ cdef int pull_ranges(const uint8_t *p, size_t size, const Frame *frame, Ranges i
         item -= 2
 
 
-cdef uint8_t *put_ranges(
-    uint8_t *out, Ranges ranges, uint64_t delay, Py_ssize_t room, Py_ssize_t *written
+cdef size_t put_ranges(
+    uint8_t *body, Ranges ranges, uint64_t delay, Py_ssize_t room, Py_ssize_t *written
 ) noexcept:
-    """The body of an ACK frame of at most ``room`` bytes, without the oldest ranges that may not
+    """Write an ACK frame's body of at most ``room`` bytes, without the oldest ranges that may not
     fit (RFC 9000, section 13.2.3); mirrors ``push_ack_frame``."""
+    cdef uint8_t *out = body
     cdef Py_ssize_t count = ranges.count, at = ranges.count - 1, oldest, size
     cdef int64_t start = ranges.items[2 * at], stop = ranges.items[2 * at + 1]
     if 16 * (count + 1) > room:
@@ -183,4 +184,4 @@ cdef uint8_t *put_ranges(
         start = ranges.items[2 * at]
         out = put_varint(out, <uint64_t>(stop - start - 1))
     written[0] = count
-    return out
+    return <size_t>out - <size_t>body

@@ -5,6 +5,7 @@ cdef enum:
     TAG = 16
     SAMPLE = 16
     LONGEST_NUMBER = 4
+    LONGEST_ID = 20
     LONGEST_HEADER = 25  # flags, connection ID, packet number
     SENT_NUMBER = 2  # bytes of the packet numbers that are sent
 

@@ -43,6 +43,7 @@ cdef class ReceivePath(ConnectionState):
         cid_length = <size_t>len(self.host_cid)
         if (
             size < 1 + cid_length
+            or cid_length > LONGEST_ID
             or p[0] & 0xC0 != 0x40
             or memcmp(p + 1, PyBytes_AsString(self.host_cid), cid_length)
         ):

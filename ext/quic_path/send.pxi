@@ -117,6 +117,7 @@ cdef class SendPath(ReceivePath):
         cdef StreamSender sender
         cdef bint finished = False
         cdef list sendable = [], owed = []
+        cdef int64_t credit
         cdef Py_ssize_t ahead
         for stream in self._streams_queue:
             sender = stream.sender
@@ -129,10 +130,8 @@ cdef class SendPath(ReceivePath):
                 continue
             if not sender.buffer_is_empty or sender.reset_pending or receiver.stop_pending:
                 sendable.append(stream)
-            if (
-                stream.max_stream_data_local - stream.max_stream_data_local_sent >= self.stream_credit_step
-                and receiver._final_size is None
-            ):
+            credit = stream.max_stream_data_local - stream.max_stream_data_local_sent
+            if credit >= self.stream_credit_step and receiver._final_size is None:
                 owed.append(stream)
         if finished:
             self._streams_queue = [s for s in self._streams_queue if s.stream_id in self._streams]
@@ -196,7 +195,8 @@ cdef class SendPath(ReceivePath):
         return True
 
     cdef int put(self, uint64_t value) noexcept:
-        self.at = <size_t>(put_varint(self.packet + self.at, value) - self.packet)
+        put_varint(self.packet + self.at, value)
+        self.at += varint_size(value)
         return 0
 
     cdef bint fill(self, bint ack_due, bint has_room, double now) except -1:
@@ -238,11 +238,8 @@ cdef class SendPath(ReceivePath):
         delay = <int64_t>(max(0.0, now - <double>space.largest_received_time) * 1000000) >> 3
         self.packet[self.at] = ACK
         self.at += 1
-        self.at = <size_t>(
-            put_ranges(
-                self.packet + self.at, space.ack_queue, <uint64_t>delay, self.room(), &ranges
-            )
-            - self.packet
+        self.at += put_ranges(
+            self.packet + self.at, space.ack_queue, <uint64_t>delay, self.room(), &ranges
         )
         self.filling.acknowledges(space.ack_queue)
         space.ack_at = None

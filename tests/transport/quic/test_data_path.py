@@ -254,6 +254,7 @@ class Script:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.offsets: dict[int, int] = {}
+        self.ended: set[int] = set()
         self.number = 101
         self.hostile = seed % 4 == 0
 
@@ -268,13 +269,18 @@ class Script:
             return self.ack(sent)
         if kind < 0.7:
             stream_id = rng.choice([0, 4, 8, 12, 16, 2, 6])
+            if stream_id in self.ended and not self.hostile:
+                return b"\x01"
             offset = self.offsets.get(stream_id, 0)
             size = rng.choice([0, 1, 5, 100, 400])
             if rng.random() < 0.25:
                 offset = max(0, offset + rng.randrange(-300, 600))
             self.offsets[stream_id] = max(self.offsets.get(stream_id, 0), offset + size)
             data = bytes((offset + i) % 251 for i in range(size))
-            return stream(stream_id, offset, data, rng.random() < 0.05)
+            fin = rng.random() < 0.05 and offset + size == self.offsets[stream_id]
+            if fin:
+                self.ended.add(stream_id)
+            return stream(stream_id, offset, data, fin)
         if kind < 0.78:
             return b"\x31" + varint(20) + rng.randbytes(20)
         if kind < 0.82:
@@ -293,6 +299,7 @@ class Script:
             return stop_sending(rng.choice([0, 4, 8]))
         if kind < 0.985:
             stream_id = rng.choice([0, 4, 8, 2])
+            self.ended.add(stream_id)
             return reset_stream(stream_id, self.offsets.get(stream_id, 0))
         if self.hostile:
             return rng.choice(
