@@ -28,11 +28,14 @@ __all__ = [
 ]
 
 CALL_LANES = 4
-EVENT_LANES = 2
+EVENT_LANES = 4
 OWN_STREAM_SIZE = 16 * 1024
 """A call's frame of this size or more gets a QUIC stream of its own, such an event another lane."""
-LANE_LIMIT = 256 * 1024
-"""Unacknowledged bytes on one lane above which frames wait here, where priority and age count."""
+SMALLEST_LANE_LIMIT = 16 * 1024
+LANE_LIMIT = 64 * 1024
+"""Unacknowledged bytes on one lane above which frames wait here, where priority and age count:
+at first, then as much as :meth:`Outbox.fit` finds right."""
+LARGEST_LANE_LIMIT = 256 * 1024
 LARGE_LIMIT = 1024 * 1024
 """The same for all large calls together: one more leaves when less than this is unacknowledged."""
 QUEUE_HIGH = 1024 * 1024
@@ -77,6 +80,7 @@ class Outbox:
         "event_bytes",
         "expired",
         "expired_calls",
+        "lane_limit",
     )
 
     def __init__(self, carrier: Carrier) -> None:
@@ -95,6 +99,7 @@ class Outbox:
         self._large_events: dict[str, int] = {}
         self._large_before = -1
         self._turn = 0
+        self.lane_limit = LANE_LIMIT
         self.call_bytes = 0
         self.event_bytes = 0
         self.expired = 0
@@ -162,6 +167,11 @@ class Outbox:
         """Whether nothing waits here."""
         return not self.call_bytes and not self.event_bytes
 
+    def fit(self, congestion_window: int) -> None:
+        """Something waits here: let the lanes hold what is on the way, and as much again."""
+        fair = 2 * congestion_window // CALL_LANES
+        self.lane_limit = min(max(fair, SMALLEST_LANE_LIMIT), LARGEST_LANE_LIMIT)
+
     def is_lane(self, stream_id: int) -> bool:
         """Whether a QUIC stream of ours is to stay open as long as the connection."""
         return (
@@ -216,7 +226,7 @@ class Outbox:
         self._turn += 1
         for index in range(self._turn, self._turn + CALL_LANES):
             lane = self._lane(self._call_lanes, index % CALL_LANES)
-            space = LANE_LIMIT - self._carrier.buffered(lane)
+            space = self.lane_limit - self._carrier.buffered(lane)
             if space > 0 and self._fill_call_lane(lane, space, now):
                 return
 
@@ -261,7 +271,7 @@ class Outbox:
         follows on another lane than the event before it names that one as its predecessor."""
         queue = self._events[index]
         lane = self._lane(self._event_lanes, index)
-        space = LANE_LIMIT - self._carrier.buffered(lane)
+        space = self.lane_limit - self._carrier.buffered(lane)
         out: list[bytes] = []
         while queue and space > 0:
             deadline, name, payload, metadata, priority = queue[0]
@@ -273,7 +283,7 @@ class Outbox:
                 continue
             if not small:
                 large = self._lane(self._event_lanes, EVENT_LANES)
-                if self._carrier.buffered(large) >= LANE_LIMIT:
+                if self._carrier.buffered(large) >= self.lane_limit:
                     break
             queue.popleft()
             self.event_bytes -= len(payload) + EVENT_OVERHEAD

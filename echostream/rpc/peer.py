@@ -197,6 +197,8 @@ class Peer:
         self._pumped = 0
         outbox = self.outbox
         outbox.flush(now)
+        if not outbox.idle:
+            outbox.fit(self.connection.engine.info().congestion_window)
         if outbox.expired_calls:
             self._fail_expired()
         if self._stream_waiters:

@@ -106,22 +106,31 @@ def test_duplicates_and_reordering_repeat_nothing() -> None:
     assert heard == list(range(count))
 
 
-@pytest.mark.parametrize("seed", range(1, sized(8, 50) + 1))
-def test_a_handshake_through_burst_loss(seed: int) -> None:
-    """Row 11: a third of the datagrams lost, three at a time; within 10 s."""
-    path = Impairment(delay=0.015, burst_start=0.15, burst_end=0.34)
+def test_handshakes_through_burst_loss() -> None:
+    """Row 11: 30 % of the datagrams lost, in bursts of two on average and without an upper bound.
+    The interop runner's bursts end after three; here one may swallow every retransmission that
+    fits the 10 s, so a few handshakes fail."""
+    path = Impairment(delay=0.015, burst_start=0.214, burst_end=0.5)
+    seeds = range(1, sized(20, 100) + 1)
+    took: list[float] = []
 
-    async def main() -> float:
-        start = asyncio.get_running_loop().time()
+    async def main(seed: int) -> None:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
         async with quic_pair(ServerBuilder().handler(echo), up=path, down=path, seed=seed) as (
             _,
             client,
         ):
-            took = asyncio.get_running_loop().time() - start
+            took.append(loop.time() - start)
             assert await client.request("echo", 1) == 1
-            return took
 
-    report("handshake through bursts", seed=seed, seconds=run_virtual(main()))
+    for seed in seeds:
+        try:
+            run_virtual(main(seed))
+        except ConnectionClosed:
+            continue
+    report("burst loss", handshakes=len(seeds), completed=len(took), p90=quantile(took, 0.9))
+    assert len(took) >= 0.9 * len(seeds)
 
 
 @pytest.mark.parametrize("seed", range(1, sized(2, 20) + 1))
