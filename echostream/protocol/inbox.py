@@ -34,6 +34,7 @@ class _Incoming:
         "ended",
         "fin",
         "held",
+        "lent",
         "owed",
         "parser",
         "paused",
@@ -49,6 +50,7 @@ class _Incoming:
         self.progress = Progress(stall)
         self.held = 0
         self.owed = 0
+        self.lent = 0
         self.fin = False
         self.ended = False
         self.paused = False
@@ -249,6 +251,10 @@ class Inbox:
             self._give_credit(incoming)
             if incoming.fin:
                 self._incoming.pop(incoming.stream_id, None)
+        elif incoming.alias >= 0 and incoming.owed > incoming.lent:
+            # A paused media stream: its own window stops it, and must not stop all others.
+            self._carrier.lend(incoming.stream_id, incoming.owed - incoming.lent)
+            incoming.lent = incoming.owed
         return None
 
     def _drop(self, incoming: _Incoming) -> None:
@@ -306,6 +312,7 @@ class Inbox:
     def _give_credit(self, incoming: _Incoming) -> None:
         if incoming.owed:
             self._carrier.consume(incoming.stream_id, incoming.owed)
+            incoming.lent = 0
             incoming.owed = 0
 
     def _fail(self, message: str) -> None:
