@@ -169,8 +169,8 @@ class Playout:
 
     @property
     def feed_forward_ppm(self) -> float:
-        """The sender's drift against the clock that pulls, where somebody has measured it (positive:
-        the sender is fast); music then need not learn it. May be set at any time."""
+        """The sender's drift against the clock that pulls, where somebody has measured it
+        (positive: the sender is fast); music then need not learn it. May be set at any time."""
         return self._drift.feed_forward_ppm
 
     @feed_forward_ppm.setter
