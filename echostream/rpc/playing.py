@@ -66,7 +66,7 @@ class PlayoutFeed:
         if event.stream_id >= 0 and (self._waiting or self._lead(event, arrival) > LEAD_S):
             self._waiting.append(event)
             self._waiting_bytes += len(event.payload)
-            self._arm(arrival)
+            self._arm(self._clock())
         else:
             self._play(event, arrival)
 

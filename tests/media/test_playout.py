@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from audio_signals import log_spectral_distance, music, speech
 
 from echostream.errors import ConfigurationError
 from echostream.media.frame import AudioFormat, AudioFrame
 from echostream.media.playout import Playout
-
-from audio_signals import log_spectral_distance, music, speech
 
 RATE = 48_000
 SECOND = 1_000_000_000
