@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Generator
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,12 @@ from echostream.errors import (
     StreamReset,
 )
 from echostream.media.frame import AudioFormat, AudioFrame
+from echostream.media.playout import Playout, PlayoutStatistics
 from echostream.protocol import events as ev
 from echostream.protocol import payload as payloads
 from echostream.protocol.frames import encode_media
 from echostream.rpc.call import Metadata, decode_metadata, encode_metadata
+from echostream.rpc.playing import PlayoutFeed
 
 if TYPE_CHECKING:
     from echostream.rpc.peer import Peer
@@ -88,6 +90,7 @@ class ReceiverStatistics:
     dropped: int
     stale: int
     queued: int
+    playout: PlayoutStatistics | None = None
 
 
 class StreamBuilder:
@@ -436,7 +439,7 @@ class StreamSender:
 
 class StreamReceiver:
     """The receiving end: iterate, or :meth:`recv`. Items are bytes, or ``AudioFrame`` where a
-    format was agreed (``format``). One reader at a time."""
+    format was agreed (``format``). One reader at a time, or one :meth:`playout`."""
 
     def __init__(
         self, peer: Peer, opened: ev.StreamOpened, formats: tuple[AudioFormat, ...]
@@ -467,6 +470,7 @@ class StreamReceiver:
         self._over = False
         self._closed = False
         self._draining = False
+        self._feed: PlayoutFeed | None = None
         self._error: EchoStreamError | None = None
 
     def __repr__(self) -> str:
@@ -486,6 +490,10 @@ class StreamReceiver:
         """The next item; ``None`` at the clean end. Raises ``StreamReset`` when the sender gave up,
         ``ConnectionClosed`` when the connection ended first."""
         while not self._queue:
+            if self._feed is not None:
+                raise ConfigurationError(
+                    f"stream {self.name!r} goes to its playout: pull the audio from there"
+                )
             if self._error is not None:
                 raise copy(self._error)
             if self._over or self._closed:
@@ -508,9 +516,80 @@ class StreamReceiver:
             self._unpause()
         return frame
 
+    def playout(
+        self,
+        *,
+        target_late: float = 0.01,
+        profile: Literal["voice", "music"] = "voice",
+        min_delay: float = 0.0,
+        max_delay: float = 2.0,
+    ) -> Playout:
+        """Play this stream: from now on its packets go to the ``Playout`` that is returned, stamped
+        with the time at which their datagram was read, and :meth:`recv` has nothing any more.
+
+        The sender's ``flush`` empties it, its ``end`` ends it; after an abort or the loss of the
+        connection it plays what it has, and ends. What a reliable stream brings faster than it is
+        heard waits, and its sender with it. Options as for ``Playout``.
+
+        Raises ``ConfigurationError`` on a stream without a format, for a second playout, and
+        for options that cannot work.
+        """
+        if self.format is None:
+            raise ConfigurationError(
+                f"stream {self.name!r} carries bytes: a playout needs an AudioFormat"
+            )
+        if self._feed is not None:
+            raise ConfigurationError(f"stream {self.name!r} has a playout already")
+        playout = Playout(
+            self.format,
+            target_late=target_late,
+            profile=profile,
+            min_delay=min_delay,
+            max_delay=max_delay,
+        )
+        self._feed = feed = PlayoutFeed(
+            playout,
+            self._peer.loop,
+            self._peer.connection.clock,
+            self._give_room,
+            self._fail_sender,
+        )
+        waiting = [frame for _, frame in self._queue if isinstance(frame, AudioFrame)]
+        self._queue.clear()
+        self._queued_bytes = 0
+        stream_id = -1 if self.realtime else 0
+        for frame in waiting:
+            packet = ev.MediaReceived(
+                self.alias,
+                self._epoch,
+                frame.sequence_number,
+                frame.timestamp,
+                frame.capture_ts,
+                0,
+                frame.to_buffer(),
+                stream_id,
+            )
+            feed.push(packet, self._peer.connection.received)
+        self._give_room()
+        if self._finished or self._closed:
+            feed.end()
+        self._wake()
+        return playout
+
+    def _give_room(self) -> None:
+        feed = self._feed
+        if (
+            feed is not None
+            and self._paused_stream >= 0
+            and feed.queued <= RECEIVE_PACKETS // 2
+            and feed.queued_bytes <= RECEIVE_BYTES // 2
+        ):
+            self._unpause()
+
     def statistics(self) -> ReceiverStatistics:
         """A snapshot of the counters."""
         lost = 0
+        feed = self._feed
         if self.realtime:
             expected = self._expected_before + self._highest + 1
             lost = max((self._total if self._over else expected) - self._packets, 0)
@@ -521,8 +600,9 @@ class StreamReceiver:
             self._late,
             self._duplicates,
             self._dropped,
-            self._stale,
-            len(self._queue),
+            self._stale + (feed.dropped if feed else 0),
+            feed.queued if feed else len(self._queue),
+            feed.playout.statistics() if feed else None,
         )
 
     def close(self, code: int = Reset.CANCELLED) -> None:
@@ -539,6 +619,7 @@ class StreamReceiver:
         self._dropped += len(self._queue)
         self._queue.clear()
         self._wake()
+        self._end_playout()
 
     @property
     def ended_cleanly(self) -> bool:
@@ -574,7 +655,9 @@ class StreamReceiver:
         size = len(event.payload)
         self._packets += 1
         self._bytes += size
-        if number < self._last_read:
+        if self._feed is not None:
+            self._play(self._feed, event)
+        elif number < self._last_read:
             self._late += 1
         else:
             try:
@@ -585,6 +668,14 @@ class StreamReceiver:
             self._keep(number, frame, size, event.stream_id)
         if self._packets == self._total:
             self._end()
+
+    def _play(self, feed: PlayoutFeed, event: ev.MediaReceived) -> None:
+        feed.push(event, self._peer.connection.received)
+        if self.realtime or self._paused_stream >= 0 or self._draining:
+            return
+        if feed.queued > RECEIVE_PACKETS or feed.queued_bytes > RECEIVE_BYTES:
+            self._paused_stream = event.stream_id
+            self._peer.protocol.inbox.pause(event.stream_id)
 
     def _keep(self, number: int, frame: Frame, size: int, stream_id: int) -> None:
         """Queue an item for the reader."""
@@ -652,6 +743,8 @@ class StreamReceiver:
         self._epoch = epoch
         self._highest = self._last_read = -1
         self._seen = 0
+        if self._feed is not None:
+            self._feed.flush()
         self._unpause()
 
     def connection_lost(self, error: ConnectionClosed) -> None:
@@ -661,6 +754,7 @@ class StreamReceiver:
         elif not self._finished:
             self._error = error
         self._wake()
+        self._end_playout()
 
     def _end(self) -> None:
         if not self._finished:
@@ -670,6 +764,11 @@ class StreamReceiver:
     def _leave(self) -> None:
         self._peer.receivers.pop(self.alias, None)
         self._wake()
+        self._end_playout()
+
+    def _end_playout(self) -> None:
+        if self._feed is not None:
+            self._feed.end()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

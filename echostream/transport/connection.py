@@ -106,6 +106,8 @@ class Connection:
         self.on_unreachable: Callable[[], None] | None = None
         """Called when the network reported that nobody listens at the peer's address. It is a
         hint (ICMP can be forged): probe, do not close."""
+        self.received = 0.0
+        """When what is handed on now was read from the network, by :attr:`clock`."""
         self._send = send
         self._loop = loop or asyncio.get_running_loop()
         self._context = contextvars.copy_context()  # not that of whichever task wakes us
@@ -201,6 +203,7 @@ class Connection:
         """Only give the engine a datagram. :meth:`drain` must follow within the turn."""
         if self._finished:
             return
+        self.received = now
         try:
             self.engine.feed(data, address, now)
         except Exception:
@@ -250,6 +253,7 @@ class Connection:
 
     def _poll(self) -> None:
         self._poll_scheduled = False
+        self.received = self.clock()
         self.drain()
 
     def _drain(self) -> None:
@@ -344,6 +348,7 @@ class Connection:
                 self._not_before = now + _TICK
                 self._arm_timer()
                 return
+            self.received = now
             self.engine.on_timer(now)
             deadline = self.engine.timer()
         except Exception:
