@@ -162,7 +162,12 @@ class _Builder:
         self._built = True
         return {
             "values": dict(self._values),
-            "routes": Routes(self._handlers, self._listeners, self._streams),
+            "routes": Routes(
+                *(
+                    registry.frozen(self._limits.nesting, self._limits.items)
+                    for registry in (self._handlers, self._listeners, self._streams)
+                )
+            ),
             "hooks": Hooks(**{name: tuple(found) for name, found in self._hooks.items()}),
             "limits": self._limits,
             "quic": QuicOptions(**self._quic),

@@ -12,7 +12,7 @@ from echostream.codes import Close
 from echostream.errors import ConfigurationError, ConnectionClosed, IdentityError
 from echostream.rpc.caller import Caller
 from echostream.rpc.context import ClientContext
-from echostream.rpc.hooks import run_hooks, run_hooks_until_error
+from echostream.rpc.hooks import run_hooks, run_hooks_while_open
 from echostream.rpc.peer import Peer
 from echostream.rpc.session import SessionStatistics, peer_statistics
 from echostream.transport.addresses import resolve
@@ -128,19 +128,21 @@ class RpcClient(Caller):
 
     async def _open(self) -> None:
         config = self._config
+        loop = asyncio.get_running_loop()
         peer = await self._handshake()
         self._live_peer = self._context._live_peer = peer
+        self._lifetime = loop.create_task(self._live(peer))
         try:
-            await run_hooks_until_error(config.hooks.connect, self._context)
+            await run_hooks_while_open(config.hooks.connect, self._context, peer)
         except BaseException:
             peer.close(Close.OK, "the client's on_connect failed")
-            await peer.wait_closed()
+            await asyncio.shield(self._lifetime)
             raise
         peer.dispatcher.start()
-        self._lifetime = asyncio.get_running_loop().create_task(self._live(peer))
 
     async def _live(self, peer: Peer) -> None:
         await peer.wait_closed()
+        await peer.dispatcher.wait_stopped()
         await run_hooks("on_disconnect", self._config.hooks.disconnect, self._context)
 
     async def _handshake(self) -> Peer:

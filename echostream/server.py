@@ -11,7 +11,7 @@ from echostream.builder import ServerBuilder, ServerConfig
 from echostream.codes import Close
 from echostream.errors import ConfigurationError, ConnectionClosed
 from echostream.rpc.context import ServerContext
-from echostream.rpc.hooks import run_hooks, run_hooks_until_error
+from echostream.rpc.hooks import run_hooks, run_hooks_until_error, run_hooks_while_open
 from echostream.rpc.peer import Peer
 from echostream.rpc.session import Session
 from echostream.transport.connection import Connection
@@ -26,6 +26,8 @@ logger = logging.getLogger("echostream.server")
 
 DRAIN_S = 5.0
 LINGER_S = 0.3
+HOOKS_S = 5.0
+"""How long the ``on_disconnect`` hooks of all sessions may take when the server stops."""
 
 
 class Listener(Protocol):
@@ -84,15 +86,19 @@ class RpcServer:
         await self.shutdown()
 
     async def start(self) -> None:
-        """Run the ``on_start`` hooks and listen. Raises ``ConfigurationError`` when the address is
-        taken."""
+        """Run the ``on_start`` hooks and listen. Raises what a hook raises, and
+        ``ConfigurationError`` when the address is taken, after the ``on_shutdown`` hooks."""
         if self._started:
             raise ConfigurationError("the server was started already: build another one")
         self._started = True
         self._stopped = asyncio.Event()
         config = self._config
         await run_hooks_until_error(config.hooks.start, self._context)
-        self._listener = await self._listen()
+        try:
+            self._listener = await self._listen()
+        except BaseException:
+            await run_hooks("on_shutdown", config.hooks.shutdown, self._context)
+            raise
         logger.info("listening on %s port %d", *self._listener.address)
 
     async def _listen(self) -> Listener:
@@ -138,8 +144,8 @@ class RpcServer:
         """Stop: no new calls, running ones finish within ``drain`` s, then connections are closed,
         and ``on_disconnect`` and ``on_shutdown`` hooks run. Idempotent; a second caller waits for
         the first."""
-        if not isinstance(drain, int | float) or drain < 0:
-            raise ConfigurationError(f"drain={drain!r} must be seconds, 0 or more")
+        if not isinstance(drain, int | float) or not 0 <= drain <= 86_400:
+            raise ConfigurationError(f"drain={drain!r} must be seconds, from 0 to 86400")
         if self._listener is None:
             return
         if self._shutdown is None:
@@ -154,8 +160,12 @@ class RpcServer:
             if peers and drain:
                 await asyncio.gather(*(peer.drain(drain) for peer in peers))
             await self._listener.close(Close.GOING_AWAY, "shutting down", linger=LINGER_S)
-            while self._tasks:
-                await asyncio.wait(tuple(self._tasks))
+            if self._tasks:
+                _, late = await asyncio.wait(tuple(self._tasks), timeout=HOOKS_S)
+                for task in late:
+                    logger.warning("a session's hooks take more than %g s: cancelled", HOOKS_S)
+                    task.cancel()
+                await asyncio.gather(*late, return_exceptions=True)
             await run_hooks("on_shutdown", self._config.hooks.shutdown, self._context)
         finally:
             self._stopped.set()
@@ -164,6 +174,9 @@ class RpcServer:
         session = Session(self._context)
         peer = Peer(connection, self._config.limits, self._config.routes, session)
         session._live_peer = peer
+        if self._shutdown is not None:
+            peer.close(Close.GOING_AWAY, "shutting down")
+            return peer
         peer.greet()
         task = asyncio.get_running_loop().create_task(self._serve(session, peer))
         self._tasks.add(task)
@@ -180,24 +193,17 @@ class RpcServer:
         sessions = self._context._sessions
         sessions[session.id] = session
         try:
-            connecting = asyncio.ensure_future(run_hooks_until_error(hooks.connect, session))
-            closed = asyncio.ensure_future(peer.wait_closed())
-            await asyncio.wait((connecting, closed), return_when=asyncio.FIRST_COMPLETED)
-            if not connecting.done():
-                connecting.cancel()
             try:
-                await connecting
-            except asyncio.CancelledError:
-                pass
-            except ConnectionClosed:
-                if peer.ended is None:
-                    raise
-            except Exception:
-                logger.exception("on_connect failed for %s, which is refused", peer.peer_addr)
+                await run_hooks_while_open(hooks.connect, session, peer)
+            except Exception as exc:
+                if peer.ended is None or not isinstance(exc, ConnectionClosed):
+                    logger.exception("on_connect failed for %s, which is refused", peer.peer_addr)
                 peer.close(Close.INTERNAL_ERROR, "the server could not accept the session")
             else:
                 peer.dispatcher.start()
-            await closed
+            await peer.wait_closed()
+            del sessions[session.id]
+            await peer.dispatcher.wait_stopped()
         finally:
             sessions.pop(session.id, None)
             await run_hooks("on_disconnect", hooks.disconnect, session)

@@ -36,8 +36,8 @@ class Carrier(Protocol):
     def consume(self, stream_id: int, count: int) -> None:
         """Give ``count`` bytes of credit back to the peer."""
 
-    def send_datagram(self, data: bytes) -> bool:
-        """Queue one DATAGRAM."""
+    def send_datagram(self, data: bytes, deadline: float | None = None) -> bool:
+        """Queue one DATAGRAM; dropped where it has not left by ``deadline``."""
 
     def buffered(self, stream_id: int) -> int:
         """Bytes that wait for acknowledgement."""

@@ -56,12 +56,13 @@ class ResponseReceived(NamedTuple):
 
 
 class ErrorReceived(NamedTuple):
-    """A call or stream of ours was answered with a status."""
+    """A call of ours, or with ``stream`` a media stream, was answered with a status."""
 
     id: int
     status: int
     message: str
     details: bytes
+    stream: bool
 
 
 class CallCancelled(NamedTuple):

@@ -10,12 +10,14 @@ from echostream._version import __version__
 from echostream.errors import ConfigurationError, InvalidPayload, ProtocolError
 from echostream.protocol import payload
 
-__all__ = ["CAPABILITIES", "VERSION", "Hello", "Limits"]
+__all__ = ["CAPABILITIES", "SMALLEST_MESSAGE", "VERSION", "Hello", "Limits"]
 
 VERSION = 1
 CAPABILITIES: tuple[str, ...] = ("datagram", "ndarray")
 MAX_HELLO = 64 * 1024
-_FLOORS = {"message_size": 4096, "nesting": 4, "items": 64, "calls": 1, "streams": 1}
+SMALLEST_MESSAGE = 4096
+"""The least that a limit `message_size` can be."""
+_FLOORS = {"message_size": SMALLEST_MESSAGE, "nesting": 4, "items": 64, "calls": 1, "streams": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

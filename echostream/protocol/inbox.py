@@ -22,18 +22,32 @@ from echostream.protocol.ordering import EventOrder
 __all__ = ["Inbox"]
 
 FIELDS_ALLOWANCE = 32 * 1024
+MAX_INCOMPLETE = 16
+"""Messages of the largest size that may be incomplete at a time, all streams together. Credit is
+given for incomplete ones, so flow control does not bound them."""
 
 
 class _Incoming:
     """One QUIC stream of the peer."""
 
-    __slots__ = ("alias", "ended", "fin", "owed", "parser", "paused", "queued", "stream_id")
+    __slots__ = (
+        "alias",
+        "ended",
+        "fin",
+        "incomplete",
+        "owed",
+        "parser",
+        "paused",
+        "queued",
+        "stream_id",
+    )
 
     def __init__(self, stream_id: int, max_length: int) -> None:
         self.stream_id = stream_id
         self.parser = FrameParser(max_length)
         self.alias = -1
         self.owed = 0
+        self.incomplete = 0
         self.fin = False
         self.ended = False
         self.paused = False
@@ -58,6 +72,7 @@ class Inbox:
         self._order = EventOrder()
         self._greeted = False
         self._failed = False
+        self._incomplete = 0
         self.frames = 0
         self.oversize = 0
         self.repeated_events = 0
@@ -85,8 +100,10 @@ class Inbox:
             incoming = self._incoming[stream_id] = _Incoming(
                 stream_id, MAX_HELLO if stream_id == self._control_id else self._max_length
             )
-        incoming.parser.feed(data)
-        incoming.owed += len(data)
+        if data:
+            incoming.owed += len(data)
+            if not incoming.ended:
+                incoming.parser.feed(data)
         incoming.fin = incoming.fin or fin
         if not incoming.queued:
             incoming.queued = True
@@ -98,20 +115,24 @@ class Inbox:
         if stream_id == self._control_id:
             self._fail("the control stream was reset")
         elif incoming is not None:
-            incoming.ended = True
-            self._give_credit(incoming)
-            if incoming.alias >= 0 and code != Reset.FLUSHED:
+            stopped = incoming.ended
+            self._drop(incoming)
+            if incoming.alias >= 0 and not stopped and code != Reset.FLUSHED:
                 self._events.append(ev.StreamAborted(incoming.alias, code, ""))
 
     def receive_datagram(self, data: bytes) -> None:
         """One DATAGRAM: a media packet, or an event with ``delivery="realtime"``."""
         parser = self._datagrams
         try:
-            parser.parse_datagram(data)
+            more = parser.parse_datagram(data)
+            while more:
+                self._take_datagram(parser)
+                more = parser.next()
         except ValueError:
             self.bad_datagrams += 1
             self._datagrams = FrameParser(64 * 1024)
-            return
+
+    def _take_datagram(self, parser: FrameParser) -> None:
         self.frames += 1
         if not self._greeted:
             return
@@ -141,11 +162,12 @@ class Inbox:
 
     def stop(self, alias: int, code: int) -> None:
         """The media stream is not wanted any more: STOP_SENDING, and drop what comes."""
-        for incoming in self._incoming.values():
-            if incoming.alias == alias:
+        for incoming in list(self._incoming.values()):
+            if incoming.alias == alias and not incoming.ended:
                 self._carrier.stop_stream(incoming.stream_id, code)
-                incoming.ended = True
-                self._give_credit(incoming)
+                self._drop(incoming)
+                if incoming.fin:
+                    del self._incoming[incoming.stream_id]
 
     def next_event(self) -> ev.ProtocolEvent | None:
         """The next event, or ``None`` when nothing more can be taken out now."""
@@ -169,6 +191,8 @@ class Inbox:
                     self._exhausted(incoming)
                     return None
                 self.frames += 1
+                if not self._greeted and parser.type != frames.HELLO:
+                    raise ProtocolError(f"frame of type {parser.type:#x} before HELLO")
                 if parser.oversize:
                     self._on_oversize(parser, incoming)
                     continue
@@ -190,14 +214,29 @@ class Inbox:
                 self._incoming.pop(incoming.stream_id, None)
         return None
 
+    def _drop(self, incoming: _Incoming) -> None:
+        """Nothing more is taken out of this stream; what it holds is let go."""
+        incoming.ended = True
+        incoming.parser = FrameParser(0)
+        self._incomplete -= incoming.incomplete
+        incoming.incomplete = 0
+        self._give_credit(incoming)
+
     def _exhausted(self, incoming: _Incoming) -> None:
         self._ready.popleft()
         incoming.queued = False
         self._give_credit(incoming)
+        incomplete = incoming.parser.buffered
+        if incomplete != incoming.incomplete:
+            self._incomplete += incomplete - incoming.incomplete
+            incoming.incomplete = incomplete
+            if self._incomplete > MAX_INCOMPLETE * self._max_length:
+                raise ProtocolError(f"{self._incomplete} bytes of incomplete frames")
         if not incoming.fin:
             return
         self._incoming.pop(incoming.stream_id, None)
-        if incoming.parser.buffered:
+        self._incomplete -= incomplete
+        if incomplete:
             raise ProtocolError("ended inside a frame")
         if incoming.stream_id == self._control_id:
             raise ProtocolError("the control stream was ended")
@@ -259,7 +298,8 @@ class Inbox:
 
     def _on_error(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         status = p.number if p.number > 0 else Status.UNKNOWN
-        return ev.ErrorReceived(p.id, status, p.name or "", p.payload_bytes())
+        stream = bool(p.flags & frames.MARK)
+        return ev.ErrorReceived(p.id, status, p.name or "", p.payload_bytes(), stream)
 
     def _on_cancel(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         return ev.CallCancelled(p.id)
@@ -275,7 +315,7 @@ class Inbox:
         if len(ready) == 1:
             return ready[0]
         self._events.extend(ready)
-        return None
+        return None  # the caller looks into _events
 
     def _on_stream_open(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         if p.id & 1 != self._peer_parity:
@@ -306,6 +346,8 @@ class Inbox:
         if not 0 <= p.number <= 0xFFFF:
             raise ProtocolError("STREAM_FLUSH without an epoch")
         if p.flags & frames.MARK:
+            if incoming.alias >= 0:
+                raise ProtocolError("STREAM_FLUSH takes over the stream of another alias")
             incoming.alias = p.id
         return ev.StreamFlushed(p.id, p.number)
 
@@ -342,7 +384,17 @@ class Inbox:
                     Status.RESOURCE_EXHAUSTED,
                     f"the answer is larger than this side's {limit}",
                     b"",
+                    p.type == frames.ERROR and bool(p.flags & frames.MARK),
                 )
             )
-        elif p.type != frames.EVENT:
+        elif p.type == frames.EVENT:
+            self._events.extend(self._order.skip(p.id))
+        elif p.type == frames.MEDIA and p.id == incoming.alias:
+            self.stop(p.id, Reset.TOO_LARGE)
+            self._events.append(
+                ev.StreamAborted(
+                    p.id, Reset.TOO_LARGE, f"an item is larger than this side's {limit}"
+                )
+            )
+        else:
             raise ProtocolError(f"frame of type {p.type:#x} is larger than {limit}")

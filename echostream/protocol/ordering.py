@@ -17,22 +17,25 @@ class EventOrder:
     """Holds an event until the one that it names as predecessor was released.
 
     Numbers count from 1 in one direction of one connection. What came is remembered as a
-    contiguous run plus the numbers beyond it, so the usual case costs one comparison.
+    contiguous run plus the numbers beyond it, so the usual case costs one comparison. An event that
+    is held holds the later ones of its name; each queue is found by the number that its head waits
+    for, so that releasing one costs the same however many wait.
     """
 
-    __slots__ = ("_beyond", "_held", "_held_bytes", "_next", "_waiting")
+    __slots__ = ("_beyond", "_held", "_held_bytes", "_next", "_queues", "_waiting")
 
     def __init__(self) -> None:
         self._next = 1
         self._beyond: set[int] = set()
-        self._waiting: dict[str, deque[tuple[int, EventReceived]]] = {}
-        self._held = 0
+        self._queues: dict[str, deque[tuple[int, EventReceived]]] = {}
+        self._waiting: dict[int, list[str]] = {}
+        self._held: set[int] = set()
         self._held_bytes = 0
 
     @property
     def held(self) -> int:
         """Events that wait for a predecessor."""
-        return self._held
+        return len(self._held)
 
     @property
     def delivered(self) -> int:
@@ -43,32 +46,65 @@ class EventOrder:
         """Take one event. Returns what may be delivered now, in order; ``None`` for a repeated
         number. Raises ``ProtocolError`` where the peer asks to hold more than the bounds."""
         number = event.number
-        if number < self._next or number in self._beyond:
+        if self._known(number):
             return None
-        if number >= self._next + MAX_AHEAD:
-            raise ProtocolError(f"event number {number} is too far ahead of {self._next}")
-        if not self._waiting and (predecessor <= 0 or self._released(predecessor)):
-            self._mark(number)
-            return [event]
-        queue = self._waiting.get(event.name)
+        queue = self._queues.get(event.name) if self._queues else None
         if queue is None and (predecessor <= 0 or self._released(predecessor)):
-            self._mark(number)
-            return [event, *self._drain()]
+            out = [event]
+            self._release(number, out)
+            return out
         if predecessor >= number:
             raise ProtocolError(f"event {number} names {predecessor} as its predecessor")
-        if queue is None:
-            queue = self._waiting[event.name] = deque()
-        if any(waiting.number == number for _, waiting in queue):
-            return None
-        queue.append((predecessor, event))
-        self._held += 1
+        self._held.add(number)
         self._held_bytes += len(event.payload)
         if self._held_bytes > MAX_HELD_BYTES:
             raise ProtocolError(f"events that wait for predecessors exceed {MAX_HELD_BYTES} bytes")
+        if queue is not None:
+            queue.append((predecessor, event))
+        else:
+            self._queues[event.name] = deque([(predecessor, event)])
+            self._waiting.setdefault(predecessor, []).append(event.name)
         return []
+
+    def skip(self, number: int) -> list[EventReceived]:
+        """This number will never be delivered; returns what waited for it. Raises as
+        :meth:`accept`."""
+        out: list[EventReceived] = []
+        if not self._known(number):
+            self._release(number, out)
+        return out
+
+    def _known(self, number: int) -> bool:
+        """Whether it came before. Raises ``ProtocolError`` for one that is too far ahead."""
+        if number >= self._next + MAX_AHEAD:
+            raise ProtocolError(f"event number {number} is too far ahead of {self._next}")
+        return self._released(number) or number in self._held
 
     def _released(self, number: int) -> bool:
         return number < self._next or number in self._beyond
+
+    def _release(self, number: int, out: list[EventReceived]) -> None:
+        """Mark a number, and append to ``out`` all that it held up, directly or not."""
+        self._mark(number)
+        if not self._waiting:
+            return
+        released = deque([number])
+        while released:
+            for name in self._waiting.pop(released.popleft(), ()):
+                queue = self._queues[name]
+                while queue:
+                    predecessor, event = queue[0]
+                    if predecessor > 0 and not self._released(predecessor):
+                        self._waiting.setdefault(predecessor, []).append(name)
+                        break
+                    queue.popleft()
+                    self._held.discard(event.number)
+                    self._held_bytes -= len(event.payload)
+                    self._mark(event.number)
+                    released.append(event.number)
+                    out.append(event)
+                else:
+                    del self._queues[name]
 
     def _mark(self, number: int) -> None:
         if number == self._next:
@@ -78,21 +114,3 @@ class EventOrder:
                 self._next += 1
         else:
             self._beyond.add(number)
-
-    def _drain(self) -> list[EventReceived]:
-        out: list[EventReceived] = []
-        progress = True
-        while progress:
-            progress = False
-            for name in list(self._waiting):
-                queue = self._waiting[name]
-                while queue and (queue[0][0] <= 0 or self._released(queue[0][0])):
-                    _, event = queue.popleft()
-                    self._held -= 1
-                    self._held_bytes -= len(event.payload)
-                    self._mark(event.number)
-                    out.append(event)
-                    progress = True
-                if not queue:
-                    del self._waiting[name]
-        return out

@@ -1,9 +1,11 @@
 """What leaves: frames queue for the end of the loop's turn and are spread over QUIC streams.
 
 Small frames of one turn share one lane, the next turn takes the next lane, so that they share
-packets and a lost packet holds up one lane only. Large ones travel alone. Events have lanes of
-their own, chosen by name: they stay in order, and a peer whose listeners are slow holds back events
-but never calls. Order of leaving: control, datagrams, calls by priority, events, large messages.
+packets and a lost packet holds up one lane only. Large calls travel alone, a few at a time. Events
+have lanes of their own, chosen by name, and one for large ones: they stay in order, and a peer
+whose listeners are slow holds back events but never calls. Control frames of one realtime stream
+stay on one lane: none of them may overtake another.
+Order of leaving: control, streams' control, calls by priority, events, large calls.
 """
 
 from __future__ import annotations
@@ -15,21 +17,43 @@ from zlib import crc32
 from echostream.protocol.carrier import Carrier
 from echostream.protocol.frames import EVENT, encode_frame
 
-__all__ = ["CALL_LANES", "EVENT_LANES", "LANE_LIMIT", "OWN_STREAM_SIZE", "Outbox"]
+__all__ = [
+    "CALL_LANES",
+    "EVENT_LANES",
+    "LANE_LIMIT",
+    "OWN_STREAM_SIZE",
+    "QUEUE_HIGH",
+    "QUEUE_LOW",
+    "Outbox",
+]
 
 CALL_LANES = 4
 EVENT_LANES = 2
 OWN_STREAM_SIZE = 16 * 1024
-"""A frame of this size or more gets a QUIC stream of its own."""
+"""A call's frame of this size or more gets a QUIC stream of its own, such an event another lane."""
 LANE_LIMIT = 256 * 1024
 """Unacknowledged bytes on one lane above which frames wait here, where priority and age count."""
+LARGE_LIMIT = 1024 * 1024
+"""The same for all large calls together: one more leaves when less than this is unacknowledged."""
+QUEUE_HIGH = 1024 * 1024
+"""Bytes that wait here above which callers and emitters wait, until there are :data:`QUEUE_LOW`."""
+QUEUE_LOW = 256 * 1024
+EVENT_OVERHEAD = 256
+"""Bytes that a queued event counts beyond its payload: what Python needs to keep one."""
 PRIORITIES = 8
+MAX_LARGE_NAMES = 1024
+"""Names whose last large event is remembered one by one."""
 _NEVER = float("inf")
+_Call: TypeAlias = tuple[float, int, bytes]
 _Event: TypeAlias = tuple[float, str, bytes, bytes | None, int]
 
 
 class Outbox:
-    """The sending half of a protocol session. Nothing is written before :meth:`flush`."""
+    """The sending half of a protocol session. Nothing is written before :meth:`flush`.
+
+    ``queued_bytes`` wait here. ``expired``: frames that were dropped because their deadline
+    passed; ``expired_calls``: ids of the calls among them, for the caller to take out.
+    """
 
     __slots__ = (
         "_call_lanes",
@@ -42,9 +66,13 @@ class Outbox:
         "_event_number",
         "_events",
         "_large",
+        "_large_before",
         "_large_events",
+        "_large_ids",
+        "_streams",
         "_turn",
         "expired",
+        "expired_calls",
         "queued_bytes",
     )
 
@@ -52,29 +80,40 @@ class Outbox:
         self._carrier = carrier
         self._control: list[bytes] = []
         self._control_id = -1
-        self._calls: list[deque[tuple[float, bytes]]] = [deque() for _ in range(PRIORITIES)]
+        self._streams: list[tuple[int, bytes]] = []
+        self._calls: list[deque[_Call]] = [deque() for _ in range(PRIORITIES)]
         self._call_lanes = [-1] * CALL_LANES
-        self._event_lanes = [-1] * EVENT_LANES
+        self._event_lanes = [-1] * (EVENT_LANES + 1)
         self._event_last = [0] * EVENT_LANES
         self._events: list[deque[_Event]] = [deque() for _ in range(EVENT_LANES)]
         self._event_number = 0
-        self._large: deque[tuple[float, bytes]] = deque()
+        self._large: deque[_Call] = deque()
+        self._large_ids: list[int] = []
         self._large_events: dict[str, int] = {}
+        self._large_before = -1
         self._turn = 0
         self.queued_bytes = 0
         self.expired = 0
+        self.expired_calls: list[int] = []
 
     def control(self, frame: bytes) -> None:
         """Queue for the control stream."""
         self._control.append(frame)
         self.queued_bytes += len(frame)
 
-    def call(self, frame: bytes, priority: int = 3, deadline: float = _NEVER) -> None:
-        """Queue a frame of a call or a stream's control. Dropped if ``deadline`` passes first."""
+    def stream(self, alias: int, frame: bytes) -> None:
+        """Queue a control frame of a media stream; those of one alias stay in order."""
+        self._streams.append(((alias >> 1) % CALL_LANES, frame))
+        self.queued_bytes += len(frame)
+
+    def call(
+        self, frame: bytes, priority: int = 3, deadline: float = _NEVER, call_id: int = -1
+    ) -> None:
+        """Queue a frame of a call. Dropped if ``deadline`` passes first; ``call_id`` is told."""
         if len(frame) >= OWN_STREAM_SIZE:
-            self._large.append((deadline, frame))
+            self._large.append((deadline, call_id, frame))
         else:
-            self._calls[priority].append((deadline, frame))
+            self._calls[priority].append((deadline, call_id, frame))
         self.queued_bytes += len(frame)
 
     def event(
@@ -90,12 +129,32 @@ class Outbox:
         The number is given when it is written, so that an expired event leaves no gap."""
         lane = crc32(name.encode()) % EVENT_LANES
         self._events[lane].append((deadline, name, payload, metadata, priority))
-        self.queued_bytes += len(payload)
+        self.queued_bytes += len(payload) + EVENT_OVERHEAD
+
+    def drop_expired(self, now: float) -> None:
+        """Drop the calls that are too old now, also behind others that cannot leave."""
+        for queue in (*self._calls, self._large):
+            entries = list(queue)
+            queue.clear()
+            for entry in entries:
+                if entry[0] <= now:
+                    self.queued_bytes -= len(entry[2])
+                    self._expire(entry[1])
+                else:
+                    queue.append(entry)
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits here."""
         return self.queued_bytes == 0
+
+    def is_lane(self, stream_id: int) -> bool:
+        """Whether a QUIC stream of ours is to stay open as long as the connection."""
+        return (
+            stream_id == self._control_id
+            or stream_id in self._call_lanes
+            or stream_id in self._event_lanes
+        )
 
     def open_control(self, hello: bytes) -> None:
         """Open the control stream with HELLO. Called once, before anything else is flushed."""
@@ -111,77 +170,115 @@ class Outbox:
             self._control.clear()
             self.queued_bytes -= len(data)
             self._carrier.send_stream(self._control_id, data, False)
+        if self._streams:
+            self._write_stream_control()
         for queue in self._calls:
             if queue:
                 self._write_calls(now)
                 break
-        for index, events in enumerate(self._events):
-            if events:
+        for index in range(EVENT_LANES):
+            if self._events[index]:
                 self._write_events(index, now)
-        while self._large:
-            deadline, frame = self._large.popleft()
+        if self._large:
+            self._write_large(now)
+
+    def _lane(self, lanes: list[int], index: int) -> int:
+        if lanes[index] < 0:
+            lanes[index] = self._carrier.open_stream(False)
+        return lanes[index]
+
+    def _write_stream_control(self) -> None:
+        for index, frame in self._streams:
             self.queued_bytes -= len(frame)
-            if deadline < now:
-                self.expired += 1
-                continue
-            stream_id = self._carrier.open_stream(False)
-            self._carrier.send_stream(stream_id, frame, True)
+            self._carrier.send_stream(self._lane(self._call_lanes, index), frame, False)
+        self._streams.clear()
 
     def _write_calls(self, now: float) -> None:
+        """One lane takes it all, but for what is more than it has room for."""
         self._turn += 1
-        index = self._turn % CALL_LANES
-        for _ in range(CALL_LANES):
-            lane = self._call_lanes[index]
-            if lane < 0:
-                lane = self._call_lanes[index] = self._carrier.open_stream(False)
-                break
-            if self._carrier.buffered(lane) < LANE_LIMIT:
-                break
-            index = (index + 1) % CALL_LANES
-        else:
-            return
+        for index in range(self._turn, self._turn + CALL_LANES):
+            lane = self._lane(self._call_lanes, index % CALL_LANES)
+            space = LANE_LIMIT - self._carrier.buffered(lane)
+            if space > 0 and self._fill_call_lane(lane, space, now):
+                return
+
+    def _fill_call_lane(self, lane: int, space: int, now: float) -> bool:
+        """Whether nothing is left that waits."""
         out: list[bytes] = []
-        space = LANE_LIMIT
         for queue in self._calls:
             while queue and space > 0:
-                deadline, frame = queue.popleft()
+                deadline, call_id, frame = queue.popleft()
                 self.queued_bytes -= len(frame)
                 if deadline < now:
-                    self.expired += 1
+                    self._expire(call_id)
                     continue
                 space -= len(frame)
                 out.append(frame)
         if out:
             self._carrier.send_stream(lane, out[0] if len(out) == 1 else b"".join(out), False)
+        return space > 0
+
+    def _write_large(self, now: float) -> None:
+        buffered = self._carrier.buffered
+        self._large_ids = [stream_id for stream_id in self._large_ids if buffered(stream_id)]
+        space = LARGE_LIMIT - sum(map(buffered, self._large_ids))
+        while self._large and space > 0:
+            deadline, call_id, frame = self._large.popleft()
+            self.queued_bytes -= len(frame)
+            if deadline < now:
+                self._expire(call_id)
+                continue
+            stream_id = self._carrier.open_stream(False)
+            self._carrier.send_stream(stream_id, frame, True)
+            self._large_ids.append(stream_id)
+            space -= len(frame)
+
+    def _expire(self, call_id: int) -> None:
+        self.expired += 1
+        if call_id >= 0:
+            self.expired_calls.append(call_id)
 
     def _write_events(self, index: int, now: float) -> None:
+        """Write events of one queue, small ones to its lane, large ones to the lane of those. Who
+        follows on another lane than the event before it names that one as its predecessor."""
         queue = self._events[index]
-        lane = self._event_lanes[index]
-        if lane < 0:
-            lane = self._event_lanes[index] = self._carrier.open_stream(False)
+        lane = self._lane(self._event_lanes, index)
         space = LANE_LIMIT - self._carrier.buffered(lane)
         out: list[bytes] = []
         while queue and space > 0:
-            deadline, name, payload, metadata, priority = queue.popleft()
-            self.queued_bytes -= len(payload)
+            deadline, name, payload, metadata, priority = queue[0]
+            small = len(payload) < OWN_STREAM_SIZE
             if deadline < now:
+                queue.popleft()
+                self.queued_bytes -= len(payload) + EVENT_OVERHEAD
                 self.expired += 1
                 continue
+            if not small:
+                large = self._lane(self._event_lanes, EVENT_LANES)
+                if self._carrier.buffered(large) >= LANE_LIMIT:
+                    break
+            queue.popleft()
+            self.queued_bytes -= len(payload) + EVENT_OVERHEAD
             age_us = -1 if deadline == _NEVER else int((deadline - now) * 1e6)
             self._event_number = number = self._event_number + 1
-            if len(payload) < OWN_STREAM_SIZE:
-                predecessor = self._large_events.pop(name, -1)
+            if small:
+                predecessor = self._large_before
+                if self._large_events:
+                    predecessor = self._large_events.pop(name, predecessor)
                 self._event_last[index] = number
             else:
-                predecessor = self._large_events.get(name, 0) or self._event_last[index] or -1
+                predecessor = self._event_last[index] or -1
+                if len(self._large_events) == MAX_LARGE_NAMES:
+                    self._large_before = number - 1
+                    self._large_events.clear()
                 self._large_events[name] = number
             frame = encode_frame(
                 EVENT, number, payload, 0, name, metadata, age_us, predecessor, priority
             )
-            space -= len(frame)
-            if len(payload) < OWN_STREAM_SIZE:
+            if small:
+                space -= len(frame)
                 out.append(frame)
             else:
-                self._carrier.send_stream(self._carrier.open_stream(False), frame, True)
+                self._carrier.send_stream(large, frame, False)
         if out:
             self._carrier.send_stream(lane, b"".join(out), False)

@@ -12,9 +12,9 @@ from echostream.errors import ResourceExhausted
 from echostream.protocol import frames
 from echostream.protocol.carrier import Carrier
 from echostream.protocol.frames import encode_frame
-from echostream.protocol.hello import Hello, Limits
+from echostream.protocol.hello import SMALLEST_MESSAGE, Hello, Limits
 from echostream.protocol.inbox import Inbox
-from echostream.protocol.outbox import OWN_STREAM_SIZE, Outbox
+from echostream.protocol.outbox import Outbox
 
 __all__ = ["ProtocolSession"]
 
@@ -74,6 +74,7 @@ class ProtocolSession:
             ),
             3 if priority < 0 else priority,
             deadline,
+            call_id,
         )
         return call_id
 
@@ -83,26 +84,26 @@ class ProtocolSession:
 
     def answer_call(self, call_id: int, payload: bytes, priority: int = 3) -> None:
         """Queue a RESPONSE. Raises ``ResourceExhausted`` for one above the peer's limit."""
-        if len(payload) > OWN_STREAM_SIZE:
+        if len(payload) > SMALLEST_MESSAGE:
             self.check_size(payload, "the result")
         self.outbox.call(encode_frame(frames.RESPONSE, call_id, payload, frames.END), priority)
 
     def fail_call(
         self, call_id: int, status: Status | int, message: str, details: bytes = b""
     ) -> None:
-        """Answer a call, or refuse a stream, with a status."""
+        """Answer a call with a status. Details above the peer's ``message_size`` are left out."""
+        if len(details) > self.peer.limits.message_size:
+            details = b""
+        text = clip(message) or None
         self.outbox.call(
-            encode_frame(
-                frames.ERROR,
-                call_id,
-                details,
-                frames.END,
-                clip(message) or None,
-                None,
-                -1,
-                int(status),
-            )
+            encode_frame(frames.ERROR, call_id, details, frames.END, text, None, -1, int(status))
         )
+
+    def refuse_media(self, alias: int, status: Status | int, message: str) -> None:
+        """Answer STREAM_OPEN with a status."""
+        flags = frames.END | frames.MARK
+        text = clip(message) or None
+        self.outbox.call(encode_frame(frames.ERROR, alias, b"", flags, text, None, -1, int(status)))
 
     # Events.
 
@@ -118,7 +119,13 @@ class ProtocolSession:
         self.check_size(payload, name)
         self.outbox.event(name, payload, metadata, priority, deadline)
 
-    def emit_datagram(self, name: str, payload: bytes, metadata: bytes | None = None) -> None:
+    def emit_datagram(
+        self,
+        name: str,
+        payload: bytes,
+        metadata: bytes | None = None,
+        deadline: float | None = None,
+    ) -> None:
         """Send an event as one DATAGRAM. Raises ``ResourceExhausted`` if it does not fit."""
         frame = encode_frame(frames.EVENT, 0, payload, 0, name, metadata)
         if len(frame) > self._carrier.max_datagram_payload:
@@ -126,7 +133,7 @@ class ProtocolSession:
                 f"event {name!r} takes {len(frame)} bytes and one datagram holds "
                 f"{self._carrier.max_datagram_payload}: send it with delivery='reliable'"
             )
-        self._carrier.send_datagram(frame)
+        self._carrier.send_datagram(frame, deadline)
 
     # Media streams.
 
@@ -141,7 +148,7 @@ class ProtocolSession:
             frames.STREAM_OPEN, alias, options, flags, name, metadata, -1, -1, priority
         )
         if realtime:
-            self.outbox.call(frame)
+            self.outbox.stream(alias, frame)
             return alias, -1
         stream_id = self._carrier.open_stream(False)
         self._carrier.send_stream(stream_id, frame, False)
@@ -155,15 +162,15 @@ class ProtocolSession:
         """End a stream of ours cleanly."""
         frame = encode_frame(frames.STREAM_END, alias, b"", frames.END, None, None, -1, packets)
         if stream_id < 0:
-            self.outbox.call(frame)
+            self.outbox.stream(alias, frame)
         else:
             self._carrier.send_stream(stream_id, frame, True)
 
     def abort_media(self, alias: int, stream_id: int, code: int, message: str = "") -> None:
         """Give up a stream: ours (``stream_id`` is its QUIC stream) or the peer's (-1)."""
-        self.outbox.call(
-            encode_frame(frames.STREAM_ABORT, alias, b"", 0, clip(message) or None, None, -1, code)
-        )
+        text = clip(message) or None
+        frame = encode_frame(frames.STREAM_ABORT, alias, b"", 0, text, None, -1, code)
+        self.outbox.stream(alias, frame)
         if stream_id >= 0:
             self._carrier.reset_stream(stream_id, code)
 
@@ -171,8 +178,8 @@ class ProtocolSession:
         """Drop what is queued of a stream of ours and go on with ``epoch``; returns the QUIC stream
         that carries it from now on."""
         if stream_id < 0:
-            self.outbox.call(
-                encode_frame(frames.STREAM_FLUSH, alias, b"", 0, None, None, -1, epoch), 0
+            self.outbox.stream(
+                alias, encode_frame(frames.STREAM_FLUSH, alias, b"", 0, None, None, -1, epoch)
             )
             return -1
         self._carrier.reset_stream(stream_id, Reset.FLUSHED)
@@ -214,5 +221,4 @@ class ProtocolSession:
 
 def clip(text: str) -> str:
     """A text for the wire: at most 255 bytes of UTF-8."""
-    data = text.encode("utf-8", "replace")
-    return text if len(data) <= MAX_NAME else data[:MAX_NAME].decode("utf-8", "ignore")
+    return text.encode("utf-8", "replace")[:MAX_NAME].decode("utf-8", "ignore")

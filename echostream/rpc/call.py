@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 
 from echostream.errors import InvalidPayload
 from echostream.protocol import payload as payloads
@@ -14,20 +13,31 @@ __all__ = ["Call", "current_call", "decode_metadata", "encode_metadata"]
 
 Metadata = Mapping[str, str | bytes]
 MAX_METADATA = 16 * 1024
+_NO_METADATA: Metadata = {}
 
 
-@dataclass(frozen=True, slots=True)
 class Call:
-    """The call that the current task serves. ``deadline`` is a ``time.monotonic()`` time."""
+    """The call that the current task serves. ``deadline`` is a time of the connection's clock,
+    which is ``time.monotonic()`` but on virtual time; ``None`` without one."""
 
-    method: str
-    metadata: Metadata = field(default_factory=dict)
-    deadline: float | None = None
+    __slots__ = ("_clock", "deadline", "metadata", "method")
+
+    def __init__(
+        self,
+        method: str,
+        metadata: Metadata = _NO_METADATA,
+        deadline: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.method = method
+        self.metadata = metadata
+        self.deadline = deadline
+        self._clock = clock
 
     @property
     def time_remaining(self) -> float | None:
         """Seconds until the deadline, never below 0; ``None`` without one."""
-        return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.0)
+        return None if self.deadline is None else max(self.deadline - self._clock(), 0.0)
 
 
 _current: ContextVar[Call | None] = ContextVar("echostream_call", default=None)
@@ -45,6 +55,8 @@ def encode_metadata(metadata: Metadata | None) -> bytes | None:
     """Metadata for the wire. Raises ``InvalidPayload`` for what is not str to str or bytes."""
     if not metadata:
         return None
+    if not isinstance(metadata, Mapping):
+        raise InvalidPayload(f"metadata is a dict of str, got {type(metadata).__name__}")
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str | bytes):
             raise InvalidPayload(

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from echostream.codes import Status
 from echostream.errors import (
     ConfigurationError,
     ConnectionClosed,
     DeadlineExceeded,
-    EchoStreamError,
     ResourceExhausted,
+    RpcError,
 )
-from echostream.protocol import payload as payloads
+from echostream.protocol.outbox import QUEUE_HIGH
 from echostream.rpc.call import Metadata, encode_metadata
 from echostream.rpc.registry import check_name
 
@@ -97,45 +96,41 @@ class Caller:
         or a result that is not a ``returns``, ``ResourceExhausted`` for a payload above a limit.
         """
         peer = self._live_peer or self._peer
-        data = payloads.encode(payload)
         check_name(method, "request")
         if timeout is not None or max_age is not None or priority != 3:
             check_options(timeout=timeout, max_age=max_age, priority=priority)
-        decode = payloads.decode if returns is None else payloads.decoder(returns)
-        if peer.busy or len(peer.calls) >= peer.call_limit:
-            await peer.wait_call_slot(timeout)
+        data = peer.encode(payload)
+        decode = peer.decode if returns is None else peer.decoder(returns)
+        left = timeout
+        expires_at = _deadline(peer, max_age)
+        if peer.busy or peer.outbox.queued_bytes > QUEUE_HIGH or len(peer.calls) >= peer.call_limit:
+            left = await _wait_turn(peer, method, timeout, max_age)
         loop = peer.loop
         call_id = peer.protocol.start_call(
             method,
             data,
-            encode_metadata(metadata),
-            timeout,
+            None if metadata is None else encode_metadata(metadata),
+            left,
             -1 if priority == 3 else priority,
-            _deadline(peer, max_age),
+            expires_at,
             idempotent,
         )
         future: asyncio.Future[bytes] = loop.create_future()
         peer.calls[call_id] = future
         peer.connection.wake()
-        timer = None if timeout is None else loop.call_later(timeout, _expire, future, timeout)
+        timer = None if left is None else loop.call_later(left, _expire, future, timeout or left)
+        if max_age is not None:
+            loop.call_at(expires_at, peer.drop_expired)
         try:
             answer = await future
-        except asyncio.CancelledError:
-            peer.cancel_call(call_id)
-            raise
-        except DeadlineExceeded as exc:
-            if exc.method is None:
-                exc.method = method
-            peer.cancel_call(call_id)
-            raise
-        except EchoStreamError as exc:
-            if getattr(exc, "method", "") is None:
-                exc.method = method  # type: ignore[attr-defined]
+        except RpcError as exc:
+            exc.method = exc.method or method
             raise
         finally:
             if timer is not None:
                 timer.cancel()
-            peer.call_finished(call_id)
+            if call_id in peer.calls:
+                peer.cancel_call(call_id)
         return decode(answer)
 
     async def emit(
@@ -156,22 +151,18 @@ class Caller:
         Raises ``ConnectionClosed``, ``InvalidPayload`` or ``ResourceExhausted`` as ``request``.
         """
         peer = self._live_peer or self._peer
-        data = payloads.encode(payload)
         check_name(event, "emit")
         if max_age is not None or priority != 3 or delivery != "reliable":
             check_options(max_age=max_age, priority=priority, delivery=delivery)
-        if peer.busy:
+        data = peer.encode(payload)
+        extra = None if metadata is None else encode_metadata(metadata)
+        expires_at = _deadline(peer, max_age)
+        if peer.busy or peer.outbox.queued_bytes > QUEUE_HIGH:
             await peer.wait_writable()
         if delivery == "realtime":
-            peer.protocol.emit_datagram(event, data, encode_metadata(metadata))
+            peer.protocol.emit_datagram(event, data, extra, None if max_age is None else expires_at)
         else:
-            peer.protocol.emit(
-                event,
-                data,
-                encode_metadata(metadata),
-                -1 if priority == 3 else priority,
-                _deadline(peer, max_age),
-            )
+            peer.protocol.emit(event, data, extra, -1 if priority == 3 else priority, expires_at)
         peer.connection.wake()
 
     def create_stream(
@@ -216,17 +207,15 @@ class Caller:
         event: str,
         data: bytes,
         *,
-        metadata: Metadata | None = None,
+        metadata: bytes | None = None,
         max_age: float | None = None,
     ) -> bool:
         """Emit what is encoded already; ``False`` where it would have to wait."""
         peer = self._live_peer
-        if peer is None or peer.busy:
+        if peer is None or peer.busy or peer.outbox.queued_bytes > QUEUE_HIGH:
             return False
         try:
-            peer.protocol.emit(
-                event, data, encode_metadata(metadata), deadline=_deadline(peer, max_age)
-            )
+            peer.protocol.emit(event, data, metadata, deadline=_deadline(peer, max_age))
         except ResourceExhausted:
             return False
         peer.connection.wake()
@@ -242,9 +231,11 @@ def check_options(
 ) -> None:
     """Raise ``ConfigurationError`` for an option that cannot work."""
     for name, value in (("timeout", timeout), ("max_age", max_age)):
-        if value is not None and not (isinstance(value, int | float) and 0 < value <= 86_400):
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 86_400:
             raise ConfigurationError(f"{name}={value!r} must be seconds, above 0 and up to 86400")
-    if not isinstance(priority, int) or not 0 <= priority <= 7:
+    if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority <= 7:
         raise ConfigurationError(f"priority={priority!r} must be 0 (most urgent) to 7")
     if delivery not in ("reliable", "realtime"):
         raise ConfigurationError(f"delivery={delivery!r} must be 'reliable' or 'realtime'")
@@ -254,8 +245,20 @@ def _deadline(peer: Peer, max_age: float | None) -> float:
     return float("inf") if max_age is None else peer.connection.clock() + max_age
 
 
+async def _wait_turn(
+    peer: Peer, method: str, timeout: float | None, max_age: float | None
+) -> float | None:
+    """Wait until a call may leave; returns what is left of ``timeout``."""
+    started = peer.connection.clock()
+    limits = [limit for limit in (timeout, max_age) if limit is not None]
+    try:
+        await peer.wait_call_slot(min(limits, default=None))
+    except RpcError as exc:
+        exc.method = method
+        raise
+    return None if timeout is None else max(timeout - (peer.connection.clock() - started), 0.0)
+
+
 def _expire(future: asyncio.Future[bytes], timeout: float) -> None:
     if not future.done():
-        future.set_exception(
-            DeadlineExceeded(f"no answer within {timeout} s", status=Status.DEADLINE_EXCEEDED)
-        )
+        future.set_exception(DeadlineExceeded(f"no answer within {timeout:g} s"))

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from echostream.protocol import payload as payloads
-from echostream.rpc.call import Metadata
-from echostream.rpc.caller import Caller
+from echostream.rpc.call import Metadata, encode_metadata
+from echostream.rpc.caller import Caller, check_options
+from echostream.rpc.registry import check_name
 
 if TYPE_CHECKING:
     from echostream.rpc.session import Session
@@ -77,11 +78,14 @@ class ServerContext(Store):
 
         The payload is encoded once. A session that is closing, or whose peer does not read, is left
         out and not waited for."""
+        check_name(event, "broadcast")
+        check_options(max_age=max_age)
         encoded = payloads.encode(payload)
+        extra = encode_metadata(metadata)
         count = 0
         for session in self.sessions:
             if (where is None or where(session)) and session._emit_encoded(
-                event, encoded, metadata=metadata, max_age=max_age
+                event, encoded, metadata=extra, max_age=max_age
             ):
                 count += 1
         return count

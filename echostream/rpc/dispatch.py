@@ -10,21 +10,19 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import time
 from collections import deque
-from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from echostream.codes import Close, Reset, Status
 from echostream.errors import ConnectionClosed, InvalidPayload, RpcError
 from echostream.protocol import events as ev
-from echostream.protocol import payload as payloads
 from echostream.rpc.call import Call, _current, decode_metadata
 from echostream.rpc.registry import Registry, Route
 
 if TYPE_CHECKING:
     from echostream.rpc.peer import Peer
+    from echostream.rpc.stream import StreamReceiver
 
 __all__ = ["Dispatcher", "Routes"]
 
@@ -32,7 +30,11 @@ logger = logging.getLogger("echostream.rpc")
 
 MAX_UNHANDLED_EVENTS = 1024
 MAX_UNHANDLED_BYTES = 1024 * 1024
-MAX_EARLY = 4096
+MAX_EARLY_CANCELS = 4096
+"""Calls that were cancelled and not seen: their REQUEST may still come, on another QUIC stream."""
+CANCELLED = "the handler was cancelled"
+STOP_S = 1.0
+"""How long the end of a connection waits for its tasks to take their cancellation."""
 LISTENER_GRACE_S = 5.0
 """How long listeners may go on with what had arrived before the peer left."""
 
@@ -47,7 +49,11 @@ class Routes:
 
 
 class Dispatcher:
-    """The receiving side of calls, events and streams of one connection."""
+    """The receiving side of calls, events and streams of one connection.
+
+    At most ``max_calls`` handlers run. As many calls again wait here: handlers may take a while to
+    end whose deadline has passed, and whose callers have been told.
+    """
 
     def __init__(self, peer: Peer, routes: Routes, context: Any, max_calls: int) -> None:
         self._peer = peer
@@ -55,10 +61,14 @@ class Dispatcher:
         self._context = context
         self._max_calls = max_calls
         self._ready = False
-        self._early: deque[Any] = deque()
+        self._over = False
+        self._waiting: dict[int, tuple[ev.RequestReceived, float]] = {}
         self._calls: dict[int, asyncio.Task[None]] = {}
-        self._expired: set[int] = set()
-        self._streams: set[asyncio.Task[None]] = set()
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._silenced: set[int] = set()
+        self._early_cancels: dict[int, None] = {}
+        self._early_streams: list[ev.StreamOpened] = []
+        self._streams: dict[asyncio.Task[None], StreamReceiver] = {}
         self._queues: dict[str, deque[tuple[Any, ev.EventReceived]]] = {}
         self._listeners: set[asyncio.Task[None]] = set()
         self._unhandled = 0
@@ -85,182 +95,232 @@ class Dispatcher:
     def start(self) -> None:
         """The ``on_connect`` hooks are through: serve what came meanwhile, and all that follows."""
         self._ready = True
-        early, self._early = self._early, deque()
+        for name, queue in self._queues.items():
+            route = self._routes.listeners.get(name)
+            assert route is not None
+            self._start_listener(route, queue)
+        early, self._early_streams = self._early_streams, []
         for event in early:
-            if isinstance(event, ev.RequestReceived):
-                self.request(event)
-            elif isinstance(event, ev.EventReceived):
-                self.event(event)
-            else:
-                self.stream_opened(event)
+            self.stream_opened(event)
+        self._start_waiting()
 
     def refuse_calls(self, message: str) -> None:
         """From now on new calls and streams are answered with ``UNAVAILABLE``."""
         self._refusal = message
 
     async def wait_idle(self) -> None:
-        """Wait until no call and no listener runs."""
-        while self._calls or self._listeners:
+        """Wait until no call and no listener runs or waits to run."""
+        while self._calls or self._listeners or self._waiting:
             future: asyncio.Future[None] = self._peer.loop.create_future()
             self._idle_waiters.append(future)
             await future
 
     def connection_lost(self, *, orderly: bool) -> None:
-        """Cancel everything that serves this connection. Where the peer left in an ``orderly`` way,
-        the events that it emitted before are handled first: it knows that they have arrived."""
-        self._early.clear()
+        """Cancel what serves this connection. Stream handlers are not: their stream tells them, and
+        what it held when the connection ended can still be read. Where the peer left in an
+        ``orderly`` way, the events that it emitted before are handled first."""
+        self._over = True
+        self._early_streams.clear()
+        self._early_cancels.clear()
+        self._waiting.clear()
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
         for call_id in list(self._calls):
             self._stop(call_id)
-        for task in self._streams:
-            task.cancel()
         if orderly and self._listeners:
             self._peer.loop.call_later(LISTENER_GRACE_S, self._cancel_listeners)
         else:
             self._cancel_listeners()
+        self._task_done()
 
     def _cancel_listeners(self) -> None:
         self._queues.clear()
         for task in self._listeners:
             task.cancel()
 
+    async def wait_stopped(self) -> None:
+        """After :meth:`connection_lost`: wait until the tasks took it, ``STOP_S`` at most. Stream
+        handlers are then cancelled, but those go on whose stream had ended cleanly."""
+        tasks = [*self._calls.values(), *self._streams, *self._listeners]
+        if not tasks:
+            return
+        _, pending = await asyncio.wait(tasks, timeout=STOP_S)
+        for task in pending:
+            receiver = self._streams.get(task)
+            if receiver is None:
+                logger.warning("%s goes on after its connection has ended", task.get_coro())
+            elif not receiver.ended_cleanly:
+                task.cancel()
+
     # Calls.
 
     def request(self, event: ev.RequestReceived) -> None:
-        """Serve a call."""
-        if not self._ready:
-            self._defer(event)
-            return
+        """Serve a call, or let it wait its turn."""
         peer = self._peer
         call_id = event.call_id
         if call_id > peer.protocol.last_peer_call:
             peer.protocol.last_peer_call = call_id
-        if self._refusal:
+        if call_id in self._early_cancels:
+            del self._early_cancels[call_id]
+            peer.refuse(call_id, Status.CANCELLED, CANCELLED)
+        elif self._refusal:
             peer.refuse(call_id, Status.UNAVAILABLE, self._refusal)
-            return
-        route = self._routes.handlers.get(event.method)
-        if route is None:
-            hint = self._routes.handlers.suggestion(event.method)
-            peer.refuse(call_id, Status.UNIMPLEMENTED, f"no handler {event.method[:128]!r}{hint}")
-            return
-        if len(self._calls) >= self._max_calls:
+        elif call_id in self._calls or call_id in self._waiting:
+            peer.close(Close.PROTOCOL_ERROR, f"call id {call_id} is in use")
+        elif self._ready and len(self._calls) < self._max_calls and not self._waiting:
+            deadline = None
+            if event.timeout_us >= 0:
+                deadline = peer.connection.clock() + event.timeout_us / 1e6
+            self._start(event, deadline)
+        elif len(self._waiting) >= self._max_calls:
             peer.refuse(
                 call_id,
                 Status.RESOURCE_EXHAUSTED,
                 f"limit calls={self._max_calls} of handlers running for one connection",
             )
-            return
+        else:
+            self._waiting[call_id] = event, peer.connection.clock()
+
+    def cancel(self, event: ev.CallCancelled) -> None:
+        """The peer does not want the result any more."""
+        call_id = event.call_id
         if call_id in self._calls:
-            peer.close(Close.PROTOCOL_ERROR, f"call id {call_id} is in use")
+            if not self._stop(call_id):
+                self._peer.refuse(call_id, Status.CANCELLED, CANCELLED)
+        elif self._waiting.pop(call_id, None) is not None:
+            self._peer.refuse(call_id, Status.CANCELLED, CANCELLED)
+            self._task_done()
+        else:
+            self._early_cancels[call_id] = None
+            if len(self._early_cancels) > MAX_EARLY_CANCELS:
+                del self._early_cancels[next(iter(self._early_cancels))]
+
+    def _start(self, event: ev.RequestReceived, deadline: float | None) -> None:
+        peer = self._peer
+        call_id = event.call_id
+        route = self._routes.handlers.get(event.method)
+        if route is None:
+            hint = self._routes.handlers.suggestion(event.method)
+            peer.refuse(call_id, Status.UNIMPLEMENTED, f"no handler {event.method[:128]!r}{hint}")
             return
         try:
             argument = None if route.decode is None else route.decode(event.payload)
         except InvalidPayload as exc:
             peer.refuse(call_id, Status.INVALID_ARGUMENT, exc.message)
             return
-        task = peer.loop.create_task(self._serve(route, event, argument))
-        self._calls[call_id] = task
-        if event.timeout_us >= 0:
-            timer = peer.loop.call_later(event.timeout_us / 1e6, self._expire, call_id)
-            task.add_done_callback(lambda _: timer.cancel())
+        self._calls[call_id] = peer.loop.create_task(self._serve(route, event, argument, deadline))
+        if deadline is not None:
+            self._timers[call_id] = peer.loop.call_at(deadline, self._expire, call_id)
 
-    def cancel(self, event: ev.CallCancelled) -> None:
-        """The peer does not want the result any more."""
-        if event.call_id in self._calls:
-            self._stop(event.call_id)
-            return
-        for early in self._early:
-            if isinstance(early, ev.RequestReceived) and early.call_id == event.call_id:
-                self._early.remove(early)
-                return
+    def _start_waiting(self) -> None:
+        """Start what waits, as far as there is room."""
+        while self._waiting and self._ready and len(self._calls) < self._max_calls:
+            call_id = next(iter(self._waiting))
+            event, arrived = self._waiting.pop(call_id)
+            self._start(event, None if event.timeout_us < 0 else arrived + event.timeout_us / 1e6)
 
     def _expire(self, call_id: int) -> None:
-        if call_id in self._calls:
-            self._expired.add(call_id)
-            if not self._stop(call_id):
-                self._answer_expired(call_id)
-
-    def _answer_expired(self, call_id: int) -> None:
-        self._expired.discard(call_id)
+        """Answer at once, whatever the handler does about its cancellation."""
+        if call_id in self._silenced:
+            return
         self._peer.refuse(
             call_id, Status.DEADLINE_EXCEEDED, "the deadline passed before the handler was done"
         )
+        self._silenced.add(call_id)
+        self._stop(call_id)
 
     def _stop(self, call_id: int) -> bool:
-        """Cancel a call; ``False`` when it had not begun, and its coroutine will never run."""
+        """Cancel a call. One that has not begun (``False``) will never run: nobody else cleans up
+        after it."""
         task = self._calls[call_id]
         coroutine = task.get_coro()
         assert inspect.iscoroutine(coroutine)
         begun = inspect.getcoroutinestate(coroutine) != inspect.CORO_CREATED
-        if not begun:
-            del self._calls[call_id]
         task.cancel()
         if not begun:
-            self._task_done()
+            self._call_done(call_id)
         return begun
 
-    async def _serve(self, route: Route, event: ev.RequestReceived, argument: Any) -> None:
+    def _call_done(self, call_id: int) -> None:
+        self._calls.pop(call_id, None)
+        self._silenced.discard(call_id)
+        if self._timers:
+            timer = self._timers.pop(call_id, None)
+            if timer is not None:
+                timer.cancel()
+        if self._waiting:
+            self._start_waiting()
+        self._task_done()
+
+    async def _serve(
+        self, route: Route, event: ev.RequestReceived, argument: Any, deadline: float | None
+    ) -> None:
         call_id = event.call_id
         peer = self._peer
         try:
-            _current.set(
-                Call(
-                    route.name,
-                    decode_metadata(event.metadata),
-                    None if event.timeout_us < 0 else time.monotonic() + event.timeout_us / 1e6,
-                )
-            )
+            metadata = decode_metadata(event.metadata)
+            _current.set(Call(route.name, metadata, deadline, peer.connection.clock))
             result = await route.call(self._context, argument)
-            peer.protocol.answer_call(call_id, payloads.encode(result), event.priority)
-            self.calls_served += 1
+            if call_id not in self._silenced and not self._over:
+                self._answer(route, event, result)
         except asyncio.CancelledError:
-            if call_id in self._expired:
-                self._answer_expired(call_id)
-            elif peer.ended is None and self._cancelled_from_inside():
-                peer.protocol.fail_call(call_id, Status.CANCELLED, "the handler was cancelled")
+            self._fail(call_id, Status.CANCELLED, CANCELLED)
         except ConnectionClosed as exc:
-            if peer.ended is None:
+            if not self._over:
                 self._failed(route, call_id, exc)
         except RpcError as exc:
-            details = b"" if exc.details is None else payloads.encode(exc.details)
-            peer.protocol.fail_call(call_id, exc.status, exc.message, details)
+            self._fail_with(route, call_id, exc)
         except Exception as exc:
             self._failed(route, call_id, exc)
         finally:
-            self._expired.discard(call_id)
-            self._calls.pop(call_id, None)
-            self._task_done()
-            if peer.ended is None:
+            self._call_done(call_id)
+            if not self._over:
                 peer.connection.wake()
 
-    @staticmethod
-    def _cancelled_from_inside() -> bool:
-        """Whether the handler raised CancelledError by itself: nobody asked its task to stop."""
-        task = asyncio.current_task()
-        return task is not None and task.cancelling() == 0
+    def _answer(self, route: Route, event: ev.RequestReceived, result: Any) -> None:
+        peer = self._peer
+        try:
+            data = peer.encode(result)
+        except InvalidPayload as exc:  # the handler's fault, not the caller's
+            self._failed(route, event.call_id, exc)
+            return
+        peer.protocol.answer_call(event.call_id, data, event.priority)
+        self.calls_served += 1
+
+    def _fail_with(self, route: Route, call_id: int, exc: RpcError) -> None:
+        """What the handler raised to answer with. It may hold anything."""
+        try:
+            status = int(exc.status)
+            details = b"" if exc.details is None else self._peer.encode(exc.details)
+        except Exception as broken:
+            self._failed(route, call_id, broken)
+            return
+        if not 0 < status < 1 << 30:
+            status = Status.UNKNOWN
+        self._fail(call_id, status, str(exc.message), details)
 
     def _failed(self, route: Route, call_id: int, exc: Exception) -> None:
         logger.error("handler %r failed", route.name, exc_info=exc)
-        self._peer.protocol.fail_call(
-            call_id, Status.INTERNAL, "the handler failed; its side has logged why"
-        )
+        self._fail(call_id, Status.INTERNAL, "the handler failed; its side has logged why")
+
+    def _fail(self, call_id: int, status: int, message: str, details: bytes = b"") -> None:
+        if call_id not in self._silenced and not self._over:
+            self._peer.protocol.fail_call(call_id, status, message, details)
+
+    @staticmethod
+    def _is_asked_to_stop() -> bool:
+        """Whether a CancelledError means this task, and was not raised by what it called."""
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
 
     # Events.
 
     def event(self, event: ev.EventReceived) -> None:
-        """Queue an event for its listener. One that is full pauses the stream it came on."""
-        if not self._ready:
-            self._defer(event)
-            return
+        """Queue an event for its listener. Where too many wait, the stream it came on is paused."""
         route = self._routes.listeners.get(event.name)
         if route is None:
             self.unclaimed_events += 1
-            return
-        try:
-            argument = None if route.decode is None else route.decode(event.payload)
-        except InvalidPayload as exc:
-            logger.warning(
-                "event %r from %s dropped: %s", event.name, self._peer.peer_addr, exc.message
-            )
             return
         if self._unhandled >= MAX_UNHANDLED_EVENTS or self._unhandled_bytes >= MAX_UNHANDLED_BYTES:
             if event.stream_id < 0:
@@ -268,30 +328,50 @@ class Dispatcher:
                 return
             self._paused.add(event.stream_id)
             self._peer.protocol.inbox.pause(event.stream_id)
+        try:
+            argument = None if route.decode is None else route.decode(event.payload)
+        except InvalidPayload as exc:
+            logger.warning(
+                "event %r from %s dropped: %s", event.name, self._peer.peer_addr, exc.message
+            )
+            return
         self._unhandled += 1
         self._unhandled_bytes += len(event.payload)
         queue = self._queues.get(event.name)
         if queue is not None:
             queue.append((argument, event))
             return
-        self._queues[event.name] = deque([(argument, event)])
-        self._own(self._listen(route, self._queues[event.name]), self._listeners)
+        self._queues[event.name] = queue = deque([(argument, event)])
+        if self._ready:
+            self._start_listener(route, queue)
+
+    def _start_listener(self, route: Route, queue: deque[tuple[Any, ev.EventReceived]]) -> None:
+        task = self._peer.loop.create_task(self._listen(route, queue))
+        self._listeners.add(task)
+        task.add_done_callback(self._listener_done)
+
+    def _listener_done(self, task: asyncio.Task[None]) -> None:
+        self._listeners.discard(task)
+        self._task_done()
 
     async def _listen(self, route: Route, queue: deque[tuple[Any, ev.EventReceived]]) -> None:
-        try:
-            while queue:
-                argument, event = queue.popleft()
-                try:
-                    _current.set(Call(route.name, decode_metadata(event.metadata)))
-                    await route.call(self._context, argument)
-                except Exception as exc:
-                    if self._peer.ended is None:
-                        logger.error("listener %r failed", route.name, exc_info=exc)
-                finally:
-                    self.events_handled += 1
-                    self._event_handled(len(event.payload))
-        finally:
-            self._queues.pop(route.name, None)
+        """Handle the events of one name, one after the other, until none is left."""
+        clock = self._peer.connection.clock
+        while queue:
+            argument, event = queue.popleft()
+            try:
+                _current.set(Call(route.name, decode_metadata(event.metadata), None, clock))
+                await route.call(self._context, argument)
+            except asyncio.CancelledError:
+                if self._is_asked_to_stop():
+                    raise
+                logger.error("listener %r was cancelled from inside", route.name)
+            except Exception as exc:
+                if not self._over or not isinstance(exc, ConnectionClosed):
+                    logger.error("listener %r failed", route.name, exc_info=exc)
+            self.events_handled += 1
+            self._event_handled(len(event.payload))
+        self._queues.pop(route.name, None)
 
     def _event_handled(self, size: int) -> None:
         self._unhandled -= 1
@@ -300,7 +380,6 @@ class Dispatcher:
             self._paused
             and self._unhandled <= MAX_UNHANDLED_EVENTS // 2
             and self._unhandled_bytes <= MAX_UNHANDLED_BYTES // 2
-            and self._peer.ended is None
         ):
             paused, self._paused = self._paused, set()
             for stream_id in paused:
@@ -310,73 +389,71 @@ class Dispatcher:
 
     def stream_opened(self, event: ev.StreamOpened) -> None:
         """Accept or refuse a media stream of the peer, and run its handler."""
+        peer = self._peer
+        alias = event.alias
+        if alias in peer.receivers or any(alias == early.alias for early in self._early_streams):
+            peer.close(Close.PROTOCOL_ERROR, f"alias {alias} is in use")
+            return
+        limit = peer.protocol.limits.streams
+        route = self._routes.streams.get(event.name)
+        if self._refusal:
+            self._refuse_stream(alias, Status.UNAVAILABLE, self._refusal)
+        elif len(peer.receivers) + len(self._early_streams) >= limit:
+            message = f"limit streams={limit} open for one connection"
+            self._refuse_stream(alias, Status.RESOURCE_EXHAUSTED, message)
+        elif route is None:
+            hint = self._routes.streams.suggestion(event.name)
+            message = f"no stream handler {event.name[:128]!r}{hint}"
+            self._refuse_stream(alias, Status.UNIMPLEMENTED, message)
+        elif not self._ready:
+            self._early_streams.append(event)
+        else:
+            self._accept_stream(route, event)
+
+    def stream_given_up(self, alias: int) -> None:
+        """The peer aborted a stream. One that waits for :meth:`start` is forgotten."""
+        self._early_streams = [early for early in self._early_streams if early.alias != alias]
+
+    def _accept_stream(self, route: Route, event: ev.StreamOpened) -> None:
         from echostream.rpc.stream import StreamReceiver
 
-        if not self._ready:
-            self._defer(event)
-            return
         peer = self._peer
-        refusal = self._stream_refusal(event)
-        route = self._routes.streams.get(event.name)
-        if refusal is None and route is not None:
-            try:
-                receiver = StreamReceiver(peer, event, route.formats)
-            except RpcError as exc:
-                refusal = (Status(exc.status), exc.message)
-            else:
-                peer.receivers[event.alias] = receiver
-                receiver.accept()
-                self._own(self._receive(route, receiver), self._streams)
-                return
-        if refusal is None:
-            hint = self._routes.streams.suggestion(event.name)
-            refusal = (Status.UNIMPLEMENTED, f"no stream handler {event.name[:128]!r}{hint}")
-        peer.protocol.inbox.stop(event.alias, Reset.REFUSED)
-        peer.refuse(event.alias, *refusal)
+        try:
+            receiver = StreamReceiver(peer, event, route.formats)
+        except RpcError as exc:
+            self._refuse_stream(event.alias, exc.status, exc.message)
+            return
+        peer.receivers[event.alias] = receiver
+        receiver.accept()
+        task = peer.loop.create_task(self._receive(route, receiver))
+        self._streams[task] = receiver
+        task.add_done_callback(self._stream_done)
 
-    def _stream_refusal(self, event: ev.StreamOpened) -> tuple[Status, str] | None:
-        if self._refusal:
-            return Status.UNAVAILABLE, self._refusal
-        limit = self._peer.protocol.limits.streams
-        if len(self._peer.receivers) >= limit:
-            return Status.RESOURCE_EXHAUSTED, f"limit streams={limit} open for one connection"
-        if event.alias in self._peer.receivers:
-            return Status.ALREADY_EXISTS, f"alias {event.alias} is in use"
-        return None
+    def _stream_done(self, task: asyncio.Task[None]) -> None:
+        self._streams.pop(task).close(Reset.CANCELLED)
 
-    async def _receive(self, route: Route, receiver: Any) -> None:
+    def _refuse_stream(self, alias: int, status: int, message: str) -> None:
+        self._peer.protocol.inbox.stop(alias, Reset.REFUSED)
+        self._peer.protocol.refuse_media(alias, status, message)
+        self._peer.connection.wake()
+
+    async def _receive(self, route: Route, receiver: StreamReceiver) -> None:
+        _current.set(Call(route.name, receiver.metadata, None, self._peer.connection.clock))
         try:
             await route.call(self._context, receiver)
         except asyncio.CancelledError:
-            receiver.close(Reset.CANCELLED)
-            raise
+            if self._is_asked_to_stop():
+                raise
+            receiver.close(Reset.HANDLER_FAILED)
         except Exception as exc:
-            if not isinstance(exc, ConnectionClosed) or self._peer.ended is None:
+            if not self._over or not isinstance(exc, ConnectionClosed):
                 logger.error("stream handler %r failed", route.name, exc_info=exc)
             receiver.close(Reset.HANDLER_FAILED)
-        else:
-            receiver.close(Reset.CANCELLED)
 
     # Tasks.
 
-    def _defer(self, event: Any) -> None:
-        if len(self._early) >= MAX_EARLY:
-            self._peer.close(Close.EXCESSIVE_LOAD, "too much before the session was accepted")
-            return
-        self._early.append(event)
-
-    def _own(self, coroutine: Coroutine[Any, Any, None], group: set[asyncio.Task[None]]) -> None:
-        task = self._peer.loop.create_task(coroutine)
-        group.add(task)
-
-        def done(task: asyncio.Task[None]) -> None:
-            group.discard(task)
-            self._task_done()
-
-        task.add_done_callback(done)
-
     def _task_done(self) -> None:
-        if self._idle_waiters and not self._calls and not self._listeners:
+        if self._idle_waiters and not (self._calls or self._listeners or self._waiting):
             waiters, self._idle_waiters = self._idle_waiters, []
             for waiter in waiters:
                 if not waiter.done():

@@ -9,14 +9,22 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from echostream.codes import Close, Status
-from echostream.errors import ConnectionClosed, DeadlineExceeded, Unavailable, error_for
+from echostream.errors import (
+    ConnectionClosed,
+    DeadlineExceeded,
+    InvalidPayload,
+    Unavailable,
+    error_for,
+)
 from echostream.protocol import events as ev
 from echostream.protocol import payload as payloads
 from echostream.protocol.hello import Limits
-from echostream.protocol.session import ProtocolSession
+from echostream.protocol.outbox import QUEUE_HIGH, QUEUE_LOW
+from echostream.protocol.session import ProtocolSession, clip
 from echostream.rpc.dispatch import Dispatcher, Routes
 from echostream.transport import engine as en
 from echostream.transport.connection import Connection, closed_error
@@ -29,9 +37,6 @@ __all__ = ["Peer"]
 logger = logging.getLogger("echostream.rpc")
 
 HELLO_TIMEOUT_S = 10.0
-QUEUE_HIGH = 1024 * 1024
-"""Bytes that wait for lane space above which callers and emitters wait."""
-QUEUE_LOW = 256 * 1024
 
 
 class Peer:
@@ -43,11 +48,15 @@ class Peer:
         self.connection = connection
         self.loop = asyncio.get_running_loop()
         self.protocol = ProtocolSession(connection.engine, limits)
-        self.calls: dict[int, asyncio.Future[bytes]] = {}
+        self.calls: dict[int, asyncio.Future[bytes] | None] = {}
         self.senders: dict[int, StreamSender] = {}
         self.receivers: dict[int, StreamReceiver] = {}
         self.busy = False
+        self.outbox = self.protocol.outbox
         self.call_limit = self.protocol.peer.limits.calls
+        self._depth = self._items = 0
+        self._take_limits(self.protocol.peer.limits)
+        self.decode = self.decoder(Any)
         self.late_answers = 0
         self.dispatcher = Dispatcher(self, routes, context, limits.calls)
         self._ended: ConnectionClosed | None = None
@@ -91,6 +100,17 @@ class Peer:
         """Why the connection ended, ``None`` while it lives."""
         return self._ended
 
+    # Payloads, within what was agreed.
+
+    def encode(self, value: Any) -> bytes:
+        """A payload for the peer. Raises ``InvalidPayload``, also for what passes its limits."""
+        return payloads.encode(value, max_depth=self._depth, max_items=self._items)
+
+    def decoder(self, annotation: Any) -> Callable[[bytes], Any]:
+        """What reads a payload of the peer, within our limits."""
+        limits = self.protocol.limits
+        return payloads.decoder(annotation, max_depth=limits.nesting, max_items=limits.items)
+
     # Begin and end.
 
     def greet(self) -> None:
@@ -108,7 +128,7 @@ class Peer:
 
     def close(self, code: int = Close.OK, reason: str = "") -> None:
         """Close at once. Every pending wait ends on the loop's next turn."""
-        self.connection.close(code, reason)
+        self.connection.close(code, clip(reason))
 
     async def drain(self, timeout: float, message: str = "shutting down") -> None:
         """Refuse new calls, let running ones finish and queued data leave, within ``timeout`` s."""
@@ -121,9 +141,7 @@ class Peer:
         try:
             async with asyncio.timeout(timeout):
                 await self.dispatcher.wait_idle()
-                while self._ended is None and (
-                    not self.protocol.outbox.idle or self.connection.engine.buffered_total
-                ):
+                while not self.outbox.idle or self.connection.engine.buffered_total:
                     await self._wait(self._write_waiters)
         except (TimeoutError, ConnectionClosed):
             pass
@@ -151,8 +169,10 @@ class Peer:
 
     def before_flush(self, now: float) -> None:
         """Write what is queued; let those go on who waited for space."""
-        outbox = self.protocol.outbox
+        outbox = self.outbox
         outbox.flush(now)
+        if outbox.expired_calls:
+            self._fail_expired()
         if self._stream_waiters:
             self._release_stream_waiters()
         self._update_busy()
@@ -161,7 +181,7 @@ class Peer:
 
     def pump(self) -> None:
         """Take out and dispatch what the inbox has."""
-        if self._pumping:
+        if self._pumping or self._ended is not None:
             return
         self._pumping = True
         try:
@@ -174,6 +194,8 @@ class Peer:
 
     def resume(self, stream_id: int) -> None:
         """A consumer has room again for what a stream carries."""
+        if self._ended is not None:
+            return
         self.protocol.inbox.resume(stream_id)
         self.pump()
         self.connection.wake()
@@ -181,7 +203,7 @@ class Peer:
     # Waiting.
 
     def _update_busy(self) -> None:
-        queued = self.protocol.outbox.queued_bytes
+        queued = self.outbox.queued_bytes
         self.busy = (
             self._ended is not None
             or bool(self._going_away)
@@ -190,35 +212,41 @@ class Peer:
 
     async def wait_call_slot(self, timeout: float | None) -> None:
         """Wait until the peer takes one more call and there is room to queue it."""
-        self._check_open()
-        if self._going_away:
-            raise Unavailable(f"the peer takes no new calls: {self._going_away}")
         try:
             async with asyncio.timeout(timeout):
                 await self.wait_writable()
                 while len(self.calls) >= self.call_limit:
                     await self._wait(self._slot_waiters)
+                    await self.wait_writable()
         except TimeoutError:
+            self._release_slot()
             raise DeadlineExceeded(
                 f"not sent within {timeout} s: the peer does not read, or its limit calls="
                 f"{self.call_limit} is used up"
             ) from None
+        except BaseException:
+            self._release_slot()  # it may have been this waiter's turn
+            raise
+        if self._going_away:
+            self._release_slot()
+            raise Unavailable(f"the peer takes no new calls: {self._going_away}")
 
     async def wait_writable(self) -> None:
         """Wait until queued frames are below the mark."""
-        self._check_open()
-        while self.protocol.outbox.queued_bytes > QUEUE_HIGH:
+        self.check_open()
+        while self.outbox.queued_bytes > QUEUE_HIGH:
+            self.connection.wake()
             await self._wait(self._write_waiters)
 
     async def wait_stream(self, stream_id: int, low: int) -> None:
         """Wait until at most ``low`` bytes of a QUIC stream of ours are unacknowledged."""
-        self._check_open()
+        self.check_open()
         future: asyncio.Future[None] = self.loop.create_future()
         self._stream_waiters.setdefault(stream_id, []).append((low, future))
         await future
 
     async def _wait(self, waiters: deque[asyncio.Future[None]]) -> None:
-        self._check_open()
+        self.check_open()
         future: asyncio.Future[None] = self.loop.create_future()
         waiters.append(future)
         try:
@@ -244,61 +272,86 @@ class Peer:
             else:
                 del self._stream_waiters[stream_id]
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise why the connection ended, if it has."""
         if self._ended is not None:
-            raise _copy(self._ended)
+            raise copy(self._ended)
 
-    # Calls of ours.
+    # Calls of ours. One is in ``calls`` until it is answered, so that the peer's limit is kept;
+    # one that was cancelled has no future any more.
 
     def cancel_call(self, call_id: int) -> None:
-        """The caller gave up."""
+        """The caller waits no more."""
         if self._ended is None:
+            self.calls[call_id] = None
             self.protocol.cancel_call(call_id)
             self.connection.wake()
 
-    def call_finished(self, call_id: int) -> None:
-        """Forget a call; one that waited for a slot goes on."""
-        self.calls.pop(call_id, None)
+    def _answered(self, call_id: int) -> asyncio.Future[bytes] | None:
+        """The future that an answer is for, if somebody waits for it."""
+        if call_id not in self.calls:
+            self.late_answers += 1
+            return None
+        future = self.calls.pop(call_id)
         if self._slot_waiters:
+            self._release_slot()
+        return None if future is None or future.done() else future
+
+    def _release_slot(self) -> None:
+        """Let the next go on who waits for a call's slot; who was cancelled meanwhile does not."""
+        while self._slot_waiters and len(self.calls) < self.call_limit:
             waiter = self._slot_waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+                return
 
     def _on_response(self, event: ev.ResponseReceived) -> None:
-        future = self.calls.get(event.call_id)
-        if future is None or future.done():
-            self.late_answers += 1
-        else:
+        future = self._answered(event.call_id)
+        if future is not None:
             future.set_result(event.payload)
 
     def _on_error(self, event: ev.ErrorReceived) -> None:
         details = None
         if event.details:
             try:
-                details = payloads.decode(event.details)
-            except Exception:
-                details = None
+                details = self.decode(event.details)
+            except InvalidPayload:
+                logger.debug("details of an error from %s cannot be read", self.peer_addr)
         error = error_for(event.status, event.message, details=details)
-        future = self.calls.get(event.id)
-        if future is not None:
-            if not future.done():
-                future.set_exception(error)
+        if event.stream:
+            sender = self.senders.get(event.id)
+            if sender is not None:
+                sender.refused(error)
             return
-        sender = self.senders.get(event.id)
-        if sender is not None:
-            sender.refused(error)
-        else:
-            self.late_answers += 1
+        future = self._answered(event.id)
+        if future is not None:
+            future.set_exception(error)
+
+    def drop_expired(self) -> None:
+        """Calls with ``max_age`` that could not leave in time end now."""
+        self.outbox.drop_expired(self.connection.clock())
+        self._fail_expired()
+
+    def _fail_expired(self) -> None:
+        expired, self.outbox.expired_calls = self.outbox.expired_calls, []
+        for call_id in expired:
+            future = self._answered(call_id)
+            if future is not None:
+                future.set_exception(DeadlineExceeded("older than max_age before it could leave"))
 
     # Session.
 
     def _on_hello(self, event: ev.HelloReceived) -> None:
         self._hello_timer.cancel()
         self.protocol.peer = event.hello
-        self.call_limit = event.hello.limits.calls
+        self._take_limits(event.hello.limits)
         self.protocol.greeted = True
         if not self._greeted.done():
             self._greeted.set_result(None)
+
+    def _take_limits(self, limits: Limits) -> None:
+        self.call_limit = limits.calls
+        self._depth, self._items = limits.nesting, limits.items
 
     def _on_go_away(self, event: ev.GoAwayReceived) -> None:
         self._going_away = event.message or "going away"
@@ -317,7 +370,7 @@ class Peer:
 
     def _on_media(self, event: ev.MediaReceived) -> None:
         receiver = self.receivers.get(event.alias)
-        if receiver is not None:
+        if receiver is not None and receiver.realtime == (event.stream_id < 0):
             receiver.deliver(event)
         else:
             self.dispatcher.unclaimed_packets += 1
@@ -331,6 +384,8 @@ class Peer:
         receiver = self.receivers.get(event.alias)
         if receiver is not None:
             receiver.aborted(event.code, event.message)
+        else:
+            self.dispatcher.stream_given_up(event.alias)
         sender = self.senders.get(event.alias)
         if sender is not None:
             sender.stopped(event.code, event.message)
@@ -341,6 +396,9 @@ class Peer:
             receiver.flushed(event.epoch)
 
     def _on_stop_sending(self, event: en.StopSending) -> None:
+        if self.outbox.is_lane(event.stream_id):
+            self._on_violation(ev.ProtocolViolation(f"lane {event.stream_id} was stopped"))
+            return
         self.connection.engine.reset_stream(event.stream_id, event.code)
         for sender in list(self.senders.values()):
             if sender.stream_id == event.stream_id:
@@ -349,28 +407,31 @@ class Peer:
     # The end.
 
     def _on_closed(self, event: en.Closed) -> None:
+        for receiver in list(self.receivers.values()):
+            receiver.drain_inbox()
+        self.pump()
         self._ended = error = closed_error(event)
         self._hello_timer.cancel()
         self.busy = True
-        for future in self.calls.values():
-            if not future.done():
-                future.set_exception(_copy(error))
-        for waiter in (*self._write_waiters, *self._slot_waiters):
+        waiters: list[asyncio.Future[Any]] = [
+            *filter(None, self.calls.values()),
+            *self._write_waiters,
+            *self._slot_waiters,
+            *(future for entries in self._stream_waiters.values() for _, future in entries),
+        ]
+        for waiter in waiters:
             if not waiter.done():
-                waiter.set_exception(_copy(error))
-        for entries in self._stream_waiters.values():
-            for _, future_ in entries:
-                if not future_.done():
-                    future_.set_exception(_copy(error))
+                waiter.set_exception(copy(error))  # each gets a traceback of its own
+        self.calls.clear()
         self._stream_waiters.clear()
         for sender in list(self.senders.values()):
-            sender.connection_lost(_copy(error))
+            sender.connection_lost(copy(error))
         for receiver in list(self.receivers.values()):
-            receiver.connection_lost(_copy(error))
+            receiver.connection_lost(copy(error))
         self.senders.clear()
         self.receivers.clear()
         if not self._greeted.done():
-            self._greeted.set_exception(_copy(error))
+            self._greeted.set_exception(copy(error))
         self.dispatcher.connection_lost(
             orderly=event.by_peer
             and event.application
@@ -380,14 +441,9 @@ class Peer:
             self._closed.set_result(None)
 
     def refuse(self, call_id: int, status: Status, message: str) -> None:
-        """Answer a call or a stream with a status."""
+        """Answer a call with a status."""
         self.protocol.fail_call(call_id, status, message)
         self.connection.wake()
-
-
-def _copy(error: ConnectionClosed) -> ConnectionClosed:
-    """One exception object per waiter: each gets a traceback of its own."""
-    return ConnectionClosed(str(error), code=error.code, reason=error.reason, by_peer=error.by_peer)
 
 
 def _release(waiters: deque[asyncio.Future[None]]) -> None:

@@ -11,7 +11,7 @@ import difflib
 import inspect
 import typing
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -116,6 +116,7 @@ class Route:
     call: Callable[[Any, Any], Coroutine[Any, Any, Any]]
     decode: Callable[[bytes], Any] | None
     formats: tuple[AudioFormat, ...] = ()
+    annotation: Any = None
 
 
 class Registry:
@@ -150,6 +151,18 @@ class Registry:
                 f"({_shown(self._routes[name].function)}): give this one another name"
             )
         self._routes[name] = self._bind(name, function, formats)
+
+    def frozen(self, max_depth: int, max_items: int) -> Registry:
+        """A copy that what is added later does not change, with these limits on payloads."""
+        copy = Registry(self._kind, self._context_types, self._other_side)
+        for name, route in self._routes.items():
+            if route.decode is not None:
+                decode = payloads.decoder(
+                    route.annotation, max_depth=max_depth, max_items=max_items
+                )
+                route = replace(route, decode=decode)
+            copy._routes[name] = route
+        return copy
 
     def get(self, name: str) -> Route | None:
         """The route of this name."""
@@ -203,10 +216,14 @@ class Registry:
                 "put them into one dataclass or dict"
             )
         decode = None
+        annotation = hints.get(rest[0].name, Any) if rest else None
         if rest and self._kind is not Kind.STREAM:
-            annotation = hints.get(rest[0].name, Any)
-            decode = payloads.decoder(annotation)
-        return Route(name, function, _caller(function, wants_context, bool(rest)), decode, formats)
+            try:
+                decode = payloads.decoder(annotation)
+            except ConfigurationError as exc:
+                raise ConfigurationError(f"{where}: {exc}") from None
+        call = _caller(function, wants_context, bool(rest))
+        return Route(name, function, call, decode, formats, annotation)
 
 
 def _caller(

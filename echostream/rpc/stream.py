@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Generator
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,6 +19,7 @@ from echostream.errors import (
     DeadlineExceeded,
     EchoStreamError,
     InvalidPayload,
+    ProtocolError,
     ResourceExhausted,
     RpcError,
     StreamReset,
@@ -71,9 +73,11 @@ class SenderStatistics:
 class ReceiverStatistics:
     """Counters of one incoming stream.
 
-    ``lost``: never came (realtime; known from sequence numbers). ``late``: came after a newer one
-    was read, and was dropped. ``duplicates``; ``dropped``: pushed out because the reader was slow;
-    ``stale``: of an epoch that was flushed. ``queued``: packets that wait for the reader now.
+    ``packets``: came, each counted once. Of these ``late`` came after a newer one was read,
+    ``dropped`` were pushed out because the reader was slow, ``stale`` belonged to an epoch that was
+    flushed, ``queued`` wait for the reader now; all others were read. ``lost``: did not come
+    (realtime; known from sequence numbers, and exactly when the sender has ended): what was sent is
+    ``packets`` and ``lost``. ``duplicates``: came again.
     """
 
     packets: int
@@ -124,8 +128,7 @@ class StreamBuilder:
     async def build(self) -> StreamSender:
         """Open the stream; returns when the other side has accepted it."""
         peer = self._peer
-        if peer.busy:
-            await peer.wait_writable()
+        peer.check_open()
         if self._realtime and not peer.connection.engine.max_datagram_payload:
             raise ConfigurationError("the peer takes no datagrams: open with delivery='reliable'")
         options = {
@@ -145,12 +148,13 @@ class StreamBuilder:
             async with asyncio.timeout(self._timeout):
                 await sender._opened
         except TimeoutError:
-            sender._give_up(Reset.CANCELLED)
+            sender.abort()
             raise DeadlineExceeded(
-                f"stream {self._name!r} was not accepted within {self._timeout} s"
+                f"stream {self._name!r} was not accepted within {self._timeout} s",
+                method=self._name,
             ) from None
         except asyncio.CancelledError:
-            sender._give_up(Reset.CANCELLED)
+            sender.abort()
             raise
         return sender
 
@@ -196,7 +200,7 @@ class StreamSender:
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             await self.end()
-        elif not self._done:
+        else:
             self.abort(Reset.CANCELLED)
 
     async def send(self, frame: Sendable) -> None:
@@ -236,10 +240,12 @@ class StreamSender:
         self._peer.connection.wake()
 
     async def end(self) -> None:
-        """End cleanly: the receiver reads what is left, then ``None``. Idempotent."""
+        """End cleanly: the receiver reads what is left, then ``None``. Idempotent. Raises where
+        that cannot be, because the receiver stopped the stream or the connection ended."""
+        if self._error is not None:
+            raise copy(self._error)
         if self._done:
             return
-        self._check()
         self._finish()
         self._peer.protocol.end_media(self.alias, self.stream_id, self._packets)
         self._peer.connection.wake()
@@ -266,7 +272,10 @@ class StreamSender:
                 )
             self._send_bytes(frame, capture_ts)
         else:
-            self._send_samples(*self._samples(frame, self.format, capture_ts))
+            samples, capture_ts = self._samples(frame, self.format, capture_ts)
+            if isinstance(frame, AudioFrame):
+                self._timestamp = max(self._timestamp, frame.timestamp)
+            self._send_samples(samples, capture_ts)
         self._peer.connection.wake()
         if self.realtime:
             return
@@ -283,7 +292,6 @@ class StreamSender:
                     f"stream {self.name!r} runs at {format.sample_rate} Hz, the frame at "
                     f"{frame.format.sample_rate} Hz: resample it first"
                 )
-            self._timestamp = max(self._timestamp, frame.timestamp)
             samples = frame.samples
             capture_ts = frame.capture_ts if capture_ts is None else capture_ts
         elif isinstance(frame, np.ndarray):
@@ -346,11 +354,13 @@ class StreamSender:
         data = encode_media(
             self.alias, self._epoch, self._sequence, self._timestamp, payload, 0, capture_ts
         )
-        engine = self._peer.connection.engine
+        connection = self._peer.connection
         if not self.realtime:
-            engine.send_stream(self.stream_id, data, False)
-        elif not engine.send_datagram(data):
-            self._refused += 1
+            connection.engine.send_stream(self.stream_id, data, False)
+        else:
+            deadline = None if self._max_age is None else connection.clock() + self._max_age
+            if not connection.engine.send_datagram(data, deadline):
+                self._refused += 1
         self._sequence = (self._sequence + 1) & _MASK32
         self._packets += 1
         self._bytes += size
@@ -365,9 +375,9 @@ class StreamSender:
 
     def _check(self) -> None:
         if self._error is not None:
-            raise self._error
+            raise copy(self._error)
         if self._peer.ended is not None:
-            self._peer._check_open()
+            self._peer.check_open()
         if self._done:
             raise StreamReset(f"stream {self.name!r} was ended here", code=Reset.CANCELLED)
 
@@ -394,6 +404,7 @@ class StreamSender:
         if self._opened.done():
             self._error = StreamReset(str(error), code=Reset.REFUSED)
         else:
+            self._error = error
             self._opened.set_exception(error)
         self._finish()
         if self.stream_id >= 0:
@@ -411,7 +422,7 @@ class StreamSender:
         )
         self._finish()
         if not self._opened.done():
-            self._opened.set_exception(self._error)
+            self._opened.set_exception(copy(self._error))
         if self.stream_id >= 0:
             self._peer.connection.engine.reset_stream(self.stream_id, code)
 
@@ -420,7 +431,7 @@ class StreamSender:
         self._error = error
         self._done = True
         if not self._opened.done():
-            self._opened.set_exception(error)
+            self._opened.set_exception(copy(error))
 
 
 class StreamReceiver:
@@ -436,7 +447,7 @@ class StreamReceiver:
         self.realtime = opened.realtime
         self.metadata: Metadata = decode_metadata(opened.metadata)
         self.format = _agreed(opened.options, formats)
-        self._queue: deque[tuple[int, int, Frame]] = deque()  # (epoch, extended number, item)
+        self._queue: deque[tuple[int, Frame]] = deque()  # (extended number, item)
         self._queued_bytes = 0
         self._waiter: asyncio.Future[None] | None = None
         self._paused_stream = -1
@@ -444,8 +455,8 @@ class StreamReceiver:
         self._highest = -1
         self._seen = 0
         self._last_read = -1
-        self._lost_before = 0
-        self._in_epoch = 0
+        self._expected_before = 0
+        self._highest_before = -1
         self._packets = 0
         self._bytes = 0
         self._late = 0
@@ -455,6 +466,7 @@ class StreamReceiver:
         self._total = -1
         self._over = False
         self._closed = False
+        self._draining = False
         self._error: EchoStreamError | None = None
 
     def __repr__(self) -> str:
@@ -475,7 +487,7 @@ class StreamReceiver:
         ``ConnectionClosed`` when the connection ended first."""
         while not self._queue:
             if self._error is not None:
-                raise self._error
+                raise copy(self._error)
             if self._over or self._closed:
                 return None
             if self._waiter is not None:
@@ -485,7 +497,7 @@ class StreamReceiver:
                 await self._waiter
             finally:
                 self._waiter = None
-        _, number, frame = self._queue.popleft()
+        number, frame = self._queue.popleft()
         self._last_read = max(self._last_read, number)
         self._queued_bytes -= _size(frame)
         if (
@@ -493,21 +505,19 @@ class StreamReceiver:
             and len(self._queue) <= RECEIVE_PACKETS // 2
             and self._queued_bytes <= RECEIVE_BYTES // 2
         ):
-            stream_id, self._paused_stream = self._paused_stream, -1
-            self._peer.resume(stream_id)
+            self._unpause()
         return frame
 
     def statistics(self) -> ReceiverStatistics:
         """A snapshot of the counters."""
-        expected = self._lost_before
-        if self._over and self._total >= 0 and self.realtime:
-            lost = max(self._total - self._packets - self._stale, 0)
-        else:
-            lost = expected + max(self._highest + 1 - self._in_epoch, 0)
+        lost = 0
+        if self.realtime:
+            expected = self._expected_before + self._highest + 1
+            lost = max((self._total if self._over else expected) - self._packets, 0)
         return ReceiverStatistics(
             self._packets,
             self._bytes,
-            lost if self.realtime else 0,
+            lost,
             self._late,
             self._duplicates,
             self._dropped,
@@ -526,8 +536,14 @@ class StreamReceiver:
             peer.protocol.inbox.stop(self.alias, code)
             peer.protocol.abort_media(self.alias, -1, code)
             peer.connection.wake()
+        self._dropped += len(self._queue)
         self._queue.clear()
         self._wake()
+
+    @property
+    def ended_cleanly(self) -> bool:
+        """Whether the sender has ended the stream; the rest of it can be read."""
+        return self._over
 
     @property
     def _finished(self) -> bool:
@@ -547,40 +563,70 @@ class StreamReceiver:
             if (event.epoch - self._epoch) & 0xFFFF < 0x8000:
                 self.flushed(event.epoch)  # a datagram of the new epoch came before STREAM_FLUSH
             else:
-                self._stale += 1
+                self._take_stale(event)
                 return
         number = self._extend(event.sequence_number)
-        if not self._first_sight(number):
+        if not self.realtime:
+            self._highest = number  # one QUIC stream: in order, once
+        elif not self._first_sight(number):
             self._duplicates += 1
             return
         size = len(event.payload)
         self._packets += 1
-        self._in_epoch += 1
         self._bytes += size
         if number < self._last_read:
             self._late += 1
-            return
-        try:
-            frame = self._item(event)
-        except InvalidPayload as exc:
-            self._fail_sender(exc)
-            return
+        else:
+            try:
+                frame = self._item(event)
+            except (InvalidPayload, ProtocolError) as exc:
+                self._fail_sender(str(exc))
+                return
+            self._keep(number, frame, size, event.stream_id)
+        if self._packets == self._total:
+            self._end()
+
+    def _keep(self, number: int, frame: Frame, size: int, stream_id: int) -> None:
+        """Queue an item for the reader."""
         self._insert(number, frame)
         self._queued_bytes += size
         if len(self._queue) > RECEIVE_PACKETS or self._queued_bytes > RECEIVE_BYTES:
-            if event.stream_id < 0:
-                _, _, dropped = self._queue.popleft()
+            if stream_id < 0:
+                _, dropped = self._queue.popleft()
                 self._queued_bytes -= _size(dropped)
                 self._dropped += 1
-            elif self._paused_stream < 0:
-                self._paused_stream = event.stream_id
-                self._peer.protocol.inbox.pause(event.stream_id)
+            elif self._paused_stream < 0 and not self._draining:
+                self._paused_stream = stream_id
+                self._peer.protocol.inbox.pause(stream_id)
         self._wake()
+
+    def _take_stale(self, event: ev.MediaReceived) -> None:
+        """A packet of an epoch that was flushed."""
+        self._packets += 1
+        self._bytes += len(event.payload)
+        self._stale += 1
+        if (event.epoch + 1) & 0xFFFF == self._epoch:
+            beyond = event.sequence_number - self._highest_before
+            if 0 < beyond < 0x8000_0000:
+                self._highest_before += beyond
+                self._expected_before += beyond
+        if self._packets == self._total:
+            self._end()
+
+    def drain_inbox(self) -> None:
+        """The connection has ended: take all that came over it."""
+        self._draining = True
+        self._unpause()
+
+    def _unpause(self) -> None:
+        if self._paused_stream >= 0:
+            stream_id, self._paused_stream = self._paused_stream, -1
+            self._peer.resume(stream_id)
 
     def ended(self, packets: int) -> None:
         """The sender is done. Datagrams may still be on their way: they get a moment."""
         self._total = packets
-        if self.realtime and self._packets + self._stale < packets:
+        if self.realtime and self._packets < packets:
             self._peer.loop.call_later(END_GRACE_S, self._end)
         else:
             self._end()
@@ -601,15 +647,18 @@ class StreamReceiver:
         self._stale += len(self._queue)
         self._queue.clear()
         self._queued_bytes = 0
-        self._lost_before += max(self._highest + 1 - self._in_epoch, 0)
+        self._expected_before += self._highest + 1
+        self._highest_before = self._highest
         self._epoch = epoch
         self._highest = self._last_read = -1
-        self._seen = self._in_epoch = 0
-        self._paused_stream = -1
+        self._seen = 0
+        self._unpause()
 
     def connection_lost(self, error: ConnectionClosed) -> None:
-        """The connection ended."""
-        if not self._finished:
+        """The connection ended. A realtime stream that only waited for stragglers is over."""
+        if self._total >= 0:
+            self._over = True
+        elif not self._finished:
             self._error = error
         self._wake()
 
@@ -626,10 +675,10 @@ class StreamReceiver:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _fail_sender(self, exc: InvalidPayload) -> None:
-        self._error = StreamReset(f"stream {self.name!r}: {exc.message}", code=Reset.PROTOCOL_ERROR)
+    def _fail_sender(self, message: str) -> None:
+        self._error = StreamReset(f"stream {self.name!r}: {message}", code=Reset.PROTOCOL_ERROR)
         self._peer.protocol.inbox.stop(self.alias, Reset.PROTOCOL_ERROR)
-        self._peer.protocol.abort_media(self.alias, -1, Reset.PROTOCOL_ERROR, exc.message)
+        self._peer.protocol.abort_media(self.alias, -1, Reset.PROTOCOL_ERROR, message)
         self._leave()
 
     def _extend(self, sequence_number: int) -> int:
@@ -654,13 +703,13 @@ class StreamReceiver:
     def _insert(self, number: int, frame: Frame) -> None:
         """Keep the queue in order of sequence numbers; the usual place is the end."""
         queue = self._queue
-        if not queue or queue[-1][1] < number:
-            queue.append((self._epoch, number, frame))
+        if not queue or queue[-1][0] < number:
+            queue.append((number, frame))
             return
         index = len(queue)
-        while index and queue[index - 1][1] > number:
+        while index and queue[index - 1][0] > number:
             index -= 1
-        queue.insert(index, (self._epoch, number, frame))
+        queue.insert(index, (number, frame))
 
     def _item(self, event: ev.MediaReceived) -> Frame:
         if self.format is None:

@@ -190,9 +190,10 @@ class Engine(Protocol):
     def consume(self, stream_id: int, count: int) -> None:
         """``count`` received bytes were used up: the peer may send as many more."""
 
-    def send_datagram(self, data: bytes) -> bool:
+    def send_datagram(self, data: bytes, deadline: float | None = None) -> bool:
         """Queue one DATAGRAM; ``False`` when it is too large for the path or the peer takes
-        none. The queue is bounded: the oldest is dropped and counted."""
+        none. The queue is bounded: the oldest is dropped and counted, and so is one that has not
+        left by ``deadline`` (on the clock of :meth:`flush`)."""
 
     @property
     def max_datagram_payload(self) -> int:

@@ -105,7 +105,7 @@ class MemoryEngine:
         self._forget_at = 0.0
         # What waits: for the next flush, for its arrival here, for being sent again.
         self._control: list[tuple[_Deliver, tuple[Any, ...]]] = []
-        self._datagrams: deque[bytes] = deque()
+        self._datagrams: deque[tuple[bytes, float | None]] = deque()
         self._arrivals: list[tuple[float, int, _Deliver, tuple[Any, ...]]] = []
         self._again: list[tuple[float, int, int, _Deliver, tuple[Any, ...]]] = []
         self._early: list[tuple[_Deliver, tuple[Any, ...]]] = []
@@ -228,13 +228,13 @@ class MemoryEngine:
                 self._control.append((self._peer._take_credit, (stream_id, stream.credit)))
                 stream.credit = 0
 
-    def send_datagram(self, data: bytes) -> bool:
+    def send_datagram(self, data: bytes, deadline: float | None = None) -> bool:
         if len(data) > MAX_DATAGRAM_PAYLOAD:
             return False
         if len(self._datagrams) == DATAGRAM_QUEUE:
             self._datagrams.popleft()
             self._datagrams_dropped += 1
-        self._datagrams.append(bytes(data))
+        self._datagrams.append((bytes(data), deadline))
         return True
 
     @property
@@ -285,7 +285,10 @@ class MemoryEngine:
                 self._transmit(_CONTROL_SIZE, True, deliver, args)
         if self._established and not self._closed:
             while self._datagrams:
-                data = self._datagrams.popleft()
+                data, deadline = self._datagrams.popleft()
+                if deadline is not None and deadline < now:
+                    self._datagrams_dropped += 1
+                    continue
                 size = len(data) + _OVERHEAD
                 self._transmit(size, False, self._peer._take_datagram, (data,))
             while self._ready:
@@ -409,6 +412,8 @@ class MemoryEngine:
                 self._events.append(StreamData(stream_id, data, fin))
             else:
                 self._credit_connection(len(data))
+                if fin:  # the end is reported, here and at a reset
+                    self._events.append(StreamData(stream_id, b"", True))
             if fin:
                 del self._receiving[stream_id]
                 self._check_over(stream_id)
@@ -423,8 +428,7 @@ class MemoryEngine:
             return
         for data, _ in stream.early.values():
             self._credit_connection(len(data))
-        if not stream.discard:
-            self._events.append(StreamReset(stream_id, code))
+        self._events.append(StreamReset(stream_id, code))
         del self._receiving[stream_id]
         self._check_over(stream_id)
 

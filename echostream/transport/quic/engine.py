@@ -282,13 +282,13 @@ class QuicEngine:
 
     # The connection
 
-    def send_datagram(self, data: bytes) -> bool:
+    def send_datagram(self, data: bytes, deadline: float | None = None) -> bool:
         """Queue one DATAGRAM; ``False`` when it is too large for the path or the peer takes
-        none."""
+        none. One that has not left by ``deadline`` is dropped and counted."""
         connection = self._connection
         if len(data) > connection.max_datagram_payload or connection._close_event is not None:
             return False
-        connection._datagrams.put(data)
+        connection._datagrams.put(data, deadline)
         return True
 
     @property
