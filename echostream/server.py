@@ -172,7 +172,8 @@ class RpcServer:
 
     def _accept(self, connection: Connection) -> ConnectionHandler:
         session = Session(self._context)
-        peer = Peer(connection, self._config.limits, self._config.routes, session)
+        config = self._config
+        peer = Peer(connection, config.limits, config.routes, session, config.now_ns)
         session._live_peer = peer
         if self._shutdown is not None:
             peer.close(Close.GOING_AWAY, "shutting down")

@@ -300,5 +300,11 @@ def test_schedule() -> None:
     assert schedule.next_probe_ns(500 * SECOND) == 500 * SECOND
     schedule.probe_sent(500 * SECOND)
     assert schedule.next_probe_ns(500 * SECOND) == 500 * SECOND + 5 * MS
+    for _ in range(5):
+        schedule.probe_sent(501 * SECOND, 50_000.0)
+    assert schedule.next_probe_ns(0) == 509 * SECOND  # sparse while the bound is small
+    for _ in range(4):
+        schedule.probe_sent(510 * SECOND, 150_000.0)
+    assert schedule.next_probe_ns(0) == 514 * SECOND
     schedule.restart(600 * SECOND)
     assert schedule.next_probe_ns(600 * SECOND) == 600 * SECOND

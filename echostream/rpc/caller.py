@@ -17,6 +17,7 @@ from echostream.rpc.call import Metadata, encode_metadata
 from echostream.rpc.registry import check_name
 
 if TYPE_CHECKING:
+    from echostream.media.clock import ClockSync
     from echostream.media.frame import AudioFormat
     from echostream.rpc.peer import Peer
     from echostream.rpc.stream import StreamBuilder
@@ -44,6 +45,18 @@ class Caller:
                 f"{type(self).__name__} is not connected: await the connection first"
             )
         return peer
+
+    @property
+    def clock(self) -> ClockSync:
+        """The other side's monotonic clock, mapped to this side's, with an error bound.
+
+        The first use starts the exchange of timestamps; a connection whose clock nobody uses
+        stays silent. It ends with the connection: the map stays readable, and waiting for it
+        raises ``ConnectionClosed``.
+        """
+        driver = self._peer.clock
+        driver.start()
+        return driver.sync
 
     @overload
     async def request(

@@ -22,9 +22,11 @@ from echostream.errors import (
 )
 from echostream.protocol import events as ev
 from echostream.protocol import payload as payloads
+from echostream.protocol.frames import CLOCK
 from echostream.protocol.hello import Limits
 from echostream.protocol.outbox import QUEUE_HIGH, QUEUE_LOW
 from echostream.protocol.session import ProtocolSession, clip
+from echostream.rpc.clock import ClockDriver
 from echostream.rpc.dispatch import Dispatcher, Routes
 from echostream.transport import engine as en
 from echostream.transport.connection import Connection, closed_error
@@ -37,17 +39,25 @@ __all__ = ["Peer"]
 logger = logging.getLogger("echostream.rpc")
 
 HELLO_TIMEOUT_S = 10.0
+CLOCK_SIZE = 32
 
 
 class Peer:
-    """One live connection, as both sides use it. ``context`` is what handlers are given."""
+    """One live connection, as both sides use it. ``context`` is what handlers are given;
+    ``now_ns`` this side's clock for timestamps, by default the system's monotonic one."""
 
     def __init__(
-        self, connection: Connection, limits: Limits, routes: Routes, context: Any
+        self,
+        connection: Connection,
+        limits: Limits,
+        routes: Routes,
+        context: Any,
+        now_ns: Callable[[], int] | None = None,
     ) -> None:
         self.connection = connection
         self.loop = asyncio.get_running_loop()
         self.protocol = ProtocolSession(connection.engine, limits)
+        self.clock = ClockDriver(connection, self.loop, now_ns)
         self.calls: dict[int, asyncio.Future[bytes] | None] = {}
         self.senders: dict[int, StreamSender] = {}
         self.receivers: dict[int, StreamReceiver] = {}
@@ -83,6 +93,7 @@ class Peer:
             ev.StreamAborted: self._on_stream_aborted,
             ev.StreamFlushed: self._on_stream_flushed,
             ev.MediaReceived: self._on_media,
+            ev.ClockReceived: lambda event: self.clock.receive(event.frame),
             ev.GoAwayReceived: self._on_go_away,
             ev.ProtocolViolation: self._on_violation,
         }
@@ -157,9 +168,15 @@ class Peer:
         if isinstance(event, en.StreamData):
             inbox.receive_stream(event.stream_id, event.data, event.fin)
         elif isinstance(event, en.DatagramReceived):
-            inbox.receive_datagram(event.data)
+            data = event.data
+            if len(data) == CLOCK_SIZE and data[0] == CLOCK and self.protocol.greeted:
+                self.clock.receive(data)
+                return
+            inbox.receive_datagram(data)
         elif isinstance(event, en.StreamReset):
             inbox.stream_reset(event.stream_id, event.code)
+        elif isinstance(event, en.PathChanged):
+            self.clock.path_changed()
         elif isinstance(event, en.StopSending):
             self._on_stop_sending(event)
         elif isinstance(event, en.Closed):
@@ -178,6 +195,7 @@ class Peer:
         self._update_busy()
         if self._write_waiters and (not self.busy or (self._draining and outbox.idle)):
             _release(self._write_waiters)
+        self.clock.before_flush()  # last: the stamps are those of the wire
 
     def pump(self) -> None:
         """Take out and dispatch what the inbox has."""
@@ -412,6 +430,7 @@ class Peer:
         self.pump()
         self._ended = error = closed_error(event)
         self._hello_timer.cancel()
+        self.clock.stop(copy(error))
         self.busy = True
         waiters: list[asyncio.Future[Any]] = [
             *filter(None, self.calls.values()),

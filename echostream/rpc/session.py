@@ -22,6 +22,8 @@ class SessionStatistics:
     ``buffered``: handed to the transport and not acknowledged. ``tasks``: that serve the peer.
     ``events_unclaimed``, ``packets_unclaimed``: nothing here wanted them. ``events_dropped``:
     datagrams for a listener that was too slow. ``frames_oversize``, ``datagrams_bad``: refused.
+    ``clock_refused``: clock frames that were malformed, unasked or too many. ``loop_lag``: by
+    how much this side's timers come late while its clock is in use.
     ``expired``: not sent because ``max_age`` passed. ``datagrams_dropped``: by the transport.
     """
 
@@ -43,6 +45,8 @@ class SessionStatistics:
     datagrams_bad: int
     datagrams_dropped: int
     expired: int
+    clock_refused: int
+    loop_lag: float
     packets_sent: int
     packets_received: int
     packets_lost: int
@@ -71,6 +75,8 @@ def peer_statistics(peer: Peer) -> SessionStatistics:
         datagrams_bad=inbox.bad_datagrams,
         datagrams_dropped=info.datagrams_dropped,
         expired=outbox.expired,
+        clock_refused=peer.clock.bad_frames + peer.clock.unanswered_requests,
+        loop_lag=peer.clock.loop_lag,
         packets_sent=info.packets_sent,
         packets_received=info.packets_received,
         packets_lost=info.packets_lost,
