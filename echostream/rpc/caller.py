@@ -188,6 +188,8 @@ class Caller:
         priority: int = 3,
         max_age: float | None = None,
         timeout: float | None = 10.0,
+        time_sync: bool = False,
+        playout_delay: float | None = None,
     ) -> StreamBuilder:
         """Open a stream to the stream handler ``name`` of the other side: await the result, or go
         on building it.
@@ -195,7 +197,10 @@ class Caller:
         With ``format`` it carries audio (arrays of shape ``(frames, channels)``, ``AudioFrame``),
         without it bytes. ``reliable``: everything arrives in order, and ``send`` waits for a reader
         that is slow. ``realtime``: DATAGRAMs, never late behind a lost packet. ``max_age``
-        (realtime): a packet that waited longer in the queue is dropped and counted.
+        (realtime): a packet that waited longer in the queue is dropped and counted. ``time_sync``:
+        every packet carries its capture time (now, unless it is given), the clocks are
+        synchronised, and the receiver's ``recv_aligned`` tells when it is to be heard:
+        ``playout_delay`` s (0.1) after its capture.
 
         Awaiting raises ``MethodNotFound`` when the other side has no such stream handler,
         ``ConfigurationError`` for a wrong option.
@@ -213,6 +218,8 @@ class Caller:
             priority=priority,
             max_age=max_age,
             timeout=timeout,
+            time_sync=time_sync,
+            playout_delay=playout_delay,
         )
 
     def _emit_encoded(

@@ -167,7 +167,7 @@ async def test_a_reply_corrects_the_one_before() -> None:
             (19, 0x3001),
         ):
             driver._hold(exchange, 1, 2, exchange * 1000, 4, late)
-        # The reply 14 left 3 units late, 15 4095; what 17's says is about no reply that came before.
+        # 14 left 3 units late, 15 4095; what 17 and 19 say is not about the reply before.
         assert [t3 for _, _, t3, _ in taken] == [14_384, 15_000 + 4095 * 128, 16_000, 17_000]
 
 
