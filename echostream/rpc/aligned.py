@@ -7,7 +7,7 @@ from typing import Any
 from echostream.errors import ConfigurationError, DeadlineExceeded, InvalidPayload
 from echostream.rpc.clock import ClockDriver
 
-__all__ = ["DEFAULT_PLAYOUT_DELAY", "Timeline", "playout_delay_ns"]
+__all__ = ["DEFAULT_PLAYOUT_DELAY", "Timeline", "playout_delay_ns", "wait_synchronized"]
 
 DEFAULT_PLAYOUT_DELAY = 0.1
 """Seconds: above the jitter of a good Wi-Fi, below what a viewer notices."""
@@ -25,6 +25,19 @@ def playout_delay_ns(seconds: float | None) -> int:
             f"playout_delay={seconds!r} must be seconds, 0 to {MAX_PLAYOUT_DELAY:g}"
         )
     return round(seconds * 1e9)
+
+
+async def wait_synchronized(clock: ClockDriver) -> None:
+    """Wait until the clock is synchronised. Raises ``DeadlineExceeded`` after ``SYNC_WAIT_S``,
+    ``ConnectionClosed`` when the connection ended before."""
+    if clock.sync.synchronized:
+        return
+    try:
+        await clock.sync.wait_synchronized(timeout=SYNC_WAIT_S)
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"the clock was not synchronised within {SYNC_WAIT_S:g} s: do DATAGRAMs get through?"
+        ) from None
 
 
 class Timeline:
@@ -56,19 +69,10 @@ class Timeline:
         return {"time_sync": True, "playout_delay": self.delay_ns // 1000}
 
     async def wait_ready(self) -> None:
-        """Wait, the first time, until the clock is synchronised. Raises ``DeadlineExceeded`` after
-        ``SYNC_WAIT_S``, ``ConnectionClosed`` when the connection ended before."""
-        if self._ready or self._clock.sync.synchronized:
+        """:func:`wait_synchronized`, but only the first time."""
+        if not self._ready:
+            await wait_synchronized(self._clock)
             self._ready = True
-            return
-        try:
-            await self._clock.sync.wait_synchronized(timeout=SYNC_WAIT_S)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"the clock was not synchronised within {SYNC_WAIT_S:g} s: "
-                "do DATAGRAMs get through?"
-            ) from None
-        self._ready = True
 
     def aligned(self, capture_ts: int) -> int:
         """The local time (ns) at which what was captured then is to be heard."""

@@ -23,7 +23,8 @@ class SessionStatistics:
     ``events_unclaimed``, ``packets_unclaimed``: nothing here wanted them. ``events_dropped``:
     datagrams for a listener that was too slow. ``frames_oversize``, ``datagrams_bad``: refused.
     ``clock_refused``: clock frames that were malformed, unasked or too many. ``loop_lag``: by
-    how much this side's timers come late while its clock is in use.
+    how much this side's timers come late while its clock is in use. ``scheduled_late``,
+    ``scheduled_refused``: calls and events with ``at`` whose time had passed, or was too far ahead.
     ``expired``: not sent because ``max_age`` passed. ``datagrams_dropped``: by the transport.
     """
 
@@ -47,6 +48,8 @@ class SessionStatistics:
     expired: int
     clock_refused: int
     loop_lag: float
+    scheduled_late: int
+    scheduled_refused: int
     packets_sent: int
     packets_received: int
     packets_lost: int
@@ -77,6 +80,8 @@ def peer_statistics(peer: Peer) -> SessionStatistics:
         expired=outbox.expired,
         clock_refused=peer.clock.bad_frames + peer.clock.unanswered_requests,
         loop_lag=peer.clock.loop_lag,
+        scheduled_late=dispatcher.schedule.late,
+        scheduled_refused=dispatcher.schedule.refused,
         packets_sent=info.packets_sent,
         packets_received=info.packets_received,
         packets_lost=info.packets_lost,
