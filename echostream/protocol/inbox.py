@@ -157,7 +157,8 @@ class Inbox:
                 self._events.append(ev.StreamAborted(incoming.alias, code, ""))
 
     def receive_datagram(self, data: bytes) -> None:
-        """One DATAGRAM: a media packet, or an event with ``delivery="realtime"``."""
+        """One DATAGRAM: media packets, events with ``delivery="realtime"``, clock frames that share
+        it with others."""
         parser = self._datagrams
         try:
             more = parser.parse_datagram(data)
@@ -177,6 +178,12 @@ class Inbox:
         elif parser.type == frames.EVENT and parser.name and parser.id == 0:
             self._events.append(
                 ev.EventReceived(0, parser.name, parser.payload_bytes(), parser.metadata, -1)
+            )
+        elif parser.type == frames.CLOCK:
+            self._events.append(
+                ev.ClockReceived(
+                    frames.encode_clock(parser.flags, parser.id, parser.t1, parser.t2, parser.t3)
+                )
             )
         else:
             self.bad_datagrams += 1
