@@ -46,6 +46,9 @@ soak-security: setup ## the tests of bad networks and hostile peers in full size
 check: setup ## the tests alone
 	$(RUN) -m pytest
 
+soak: setup ## 100 kills of processes, and 1 GB into a reader that sleeps: some minutes
+	ECHOSTREAM_TEST_KILLS=100 ECHOSTREAM_TEST_BULK_MB=1024 $(RUN) -m pytest tests/system/test_processes.py -rP
+
 wheel: setup ## sdist and, from it, wheel, in dist/
 	$(RUN) -m build --no-isolation --outdir dist
 

@@ -50,6 +50,7 @@ class ServerConfig:
     hooks: Hooks
     limits: Limits
     quic: QuicOptions
+    now_ns: Callable[[], int] | None
     plugins: tuple[str, ...]
 
 
@@ -66,6 +67,7 @@ class ClientConfig:
     hooks: Hooks
     limits: Limits
     quic: QuicOptions
+    now_ns: Callable[[], int] | None
     plugins: tuple[str, ...] = field(default=())
 
 
@@ -85,6 +87,7 @@ class _Builder:
         self._plugins: list[str] = []
         self._limits = Limits()
         self._quic: dict[str, Any] = {}
+        self._now_ns: Callable[[], int] | None = None
         self._built = False
 
     def set(self, key: str, value: Any) -> Self:
@@ -134,6 +137,16 @@ class _Builder:
         self._quic |= options
         return self
 
+    def local_clock(self, now_ns: Callable[[], int]) -> Self:
+        """The clock that this side's timestamps are of, instead of the system's monotonic one:
+        that of a sound device, for example. It tells ns, never steps back, and is called often."""
+        if not callable(now_ns) or not isinstance(now_ns(), int):
+            raise ConfigurationError(
+                ".local_clock() wants a function that returns whole ns, such as time.monotonic_ns"
+            )
+        self._now_ns = now_ns
+        return self
+
     def _hook(self, name: str, function: Hook) -> Self:
         if not inspect.iscoroutinefunction(function) and not inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004
@@ -171,6 +184,7 @@ class _Builder:
             "hooks": Hooks(**{name: tuple(found) for name, found in self._hooks.items()}),
             "limits": self._limits,
             "quic": QuicOptions(**self._quic),
+            "now_ns": self._now_ns,
             "plugins": tuple(self._plugins),
         }
 

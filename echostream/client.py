@@ -180,7 +180,8 @@ class RpcClient(Caller):
 
     async def _greet(self, connection: Connection) -> Peer:
         """Exchange HELLO."""
-        peer = Peer(connection, self._config.limits, self._config.routes, self._context)
+        config = self._config
+        peer = Peer(connection, config.limits, config.routes, self._context, None, config.now_ns)
         connection.attach(peer)
         peer.greet()
         try:

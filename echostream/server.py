@@ -220,7 +220,10 @@ class RpcServer:
 
     def _accept(self, connection: Connection) -> ConnectionHandler:
         session = Session(self._context)
-        peer = Peer(connection, self._config.limits, self._config.routes, session, self._assembling)
+        config = self._config
+        peer = Peer(
+            connection, config.limits, config.routes, session, self._assembling, config.now_ns
+        )
         session._live_peer = peer
         if self._shutdown is not None:
             peer.close(Close.GOING_AWAY, "shutting down")

@@ -302,3 +302,17 @@ def test_schedule() -> None:
     assert schedule.next_probe_ns(500 * SECOND) == 500 * SECOND + 5 * MS
     schedule.restart(600 * SECOND)
     assert schedule.next_probe_ns(600 * SECOND) == 600 * SECOND
+
+
+def test_schedule_is_sparse_while_the_bound_is_small() -> None:
+    schedule = ProbeSchedule(0)
+    sent = {True: [0], False: [0]}
+    for small, until in ((True, 200), (False, 300), (True, 400)):
+        sent[small] = [now := schedule.next_probe_ns(sent[not small][-1])]
+        while now < until * SECOND:
+            schedule.probe_sent(now, 50_000.0 if small else 150_000.0)
+            sent[small].append(now := schedule.next_probe_ns(now))
+        pause, size = (8 * SECOND, 4) if small else (4 * SECOND, 6)
+        gaps = [b - a for a, b in pairwise(sent[small])][-4 * size :]
+        assert gaps.count(pause) == 4
+        assert gaps.count(5 * MS) == 4 * size - 4

@@ -38,6 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what it cannot show is no reason to fail
             stream.reconfigure(errors="backslashreplace")
+    status = _guarded(words)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+    return status
+
+
+def _guarded(words: list[str]) -> int:
+    """Run one command; a user's mistake is one line and a status."""
     try:
         return _run(words)
     except SystemExit as exc:  # argparse after --help and --version
@@ -46,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(words, exc, 2)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+    except BrokenPipeError:  # `| head` has seen enough; main looks after the rest
         return 0
     except OSError as exc:
         return _fail(words, exc, 1)

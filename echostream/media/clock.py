@@ -336,12 +336,16 @@ BURSTS = (
     (4_000 * MILLISECOND, 6),
 )
 """Pause before a burst, probes in it; the last goes on for ever."""
+SPARSE = (8_000 * MILLISECOND, 4)
+SPARSE_BOUND_NS = 100_000.0
+"""The last burst becomes this one while the error bound is below that: a third of the work."""
 SPACING_NS = 5 * MILLISECOND
 
 
 class ProbeSchedule:
     """When to send the next exchange: 8 probes 5 ms apart at once, bursts of 8 that thin out
-    over half a minute, then 6 probes every 4 s. Time missed is not caught up.
+    over half a minute, then 6 probes every 4 s, or 4 every 8 s while the bound is small anyway.
+    Time missed is not caught up.
     """
 
     def __init__(self, start_ns: int):
@@ -357,12 +361,14 @@ class ProbeSchedule:
         """When the next probe leaves: ``now_ns`` or later."""
         return max(self._due, now_ns)
 
-    def probe_sent(self, now_ns: int) -> None:
-        """A probe left."""
+    def probe_sent(self, now_ns: int, bound_ns: float = inf) -> None:
+        """A probe left; the clock's error is known to be at most ``bound_ns``."""
         self._left -= 1
         if self._left:
             self._due = now_ns + SPACING_NS
             return
-        self._burst = min(self._burst + 1, len(BURSTS) - 1)
-        pause, self._left = BURSTS[self._burst]
+        last = len(BURSTS) - 1
+        sparse = self._burst == last and bound_ns < SPARSE_BOUND_NS
+        self._burst = min(self._burst + 1, last)
+        pause, self._left = SPARSE if sparse else BURSTS[self._burst]
         self._due = now_ns + pause

@@ -36,6 +36,9 @@ class Carrier(Protocol):
     def consume(self, stream_id: int, count: int) -> None:
         """Give ``count`` bytes of credit back to the peer."""
 
+    def lend(self, stream_id: int, count: int) -> None:
+        """Give credit for other streams, ahead of :meth:`consume` on this one."""
+
     def send_datagram(self, data: bytes, deadline: float | None = None) -> bool:
         """Queue one DATAGRAM; dropped where it has not left by ``deadline``."""
 

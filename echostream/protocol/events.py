@@ -12,6 +12,7 @@ from echostream.protocol.hello import Hello
 
 __all__ = [
     "CallCancelled",
+    "ClockReceived",
     "ErrorReceived",
     "EventReceived",
     "GoAwayReceived",
@@ -141,6 +142,12 @@ class MediaReceived(NamedTuple):
     stream_id: int
 
 
+class ClockReceived(NamedTuple):
+    """A clock frame that did not fill a DATAGRAM of its own."""
+
+    frame: bytes
+
+
 class GoAwayReceived(NamedTuple):
     """The peer serves no call above ``last_call_id`` and closes after ``drain_us``."""
 
@@ -169,6 +176,7 @@ ProtocolEvent: TypeAlias = (
     | StreamAborted
     | StreamFlushed
     | MediaReceived
+    | ClockReceived
     | GoAwayReceived
     | ProtocolViolation
 )

@@ -34,6 +34,7 @@ class _Incoming:
         "ended",
         "fin",
         "held",
+        "lent",
         "owed",
         "parser",
         "paused",
@@ -49,6 +50,7 @@ class _Incoming:
         self.progress = Progress(stall)
         self.held = 0
         self.owed = 0
+        self.lent = 0
         self.fin = False
         self.ended = False
         self.paused = False
@@ -155,7 +157,8 @@ class Inbox:
                 self._events.append(ev.StreamAborted(incoming.alias, code, ""))
 
     def receive_datagram(self, data: bytes) -> None:
-        """One DATAGRAM: a media packet, or an event with ``delivery="realtime"``."""
+        """One DATAGRAM: media packets, events with ``delivery="realtime"``, clock frames that share
+        it with others."""
         parser = self._datagrams
         try:
             more = parser.parse_datagram(data)
@@ -175,6 +178,12 @@ class Inbox:
         elif parser.type == frames.EVENT and parser.name and parser.id == 0:
             self._events.append(
                 ev.EventReceived(0, parser.name, parser.payload_bytes(), parser.metadata, -1)
+            )
+        elif parser.type == frames.CLOCK:
+            self._events.append(
+                ev.ClockReceived(
+                    frames.encode_clock(parser.flags, parser.id, parser.t1, parser.t2, parser.t3)
+                )
             )
         else:
             self.bad_datagrams += 1
@@ -249,6 +258,10 @@ class Inbox:
             self._give_credit(incoming)
             if incoming.fin:
                 self._incoming.pop(incoming.stream_id, None)
+        elif incoming.alias >= 0 and incoming.owed > incoming.lent:
+            # A paused media stream: its own window stops it, and must not stop all others.
+            self._carrier.lend(incoming.stream_id, incoming.owed - incoming.lent)
+            incoming.lent = incoming.owed
         return None
 
     def _drop(self, incoming: _Incoming) -> None:
@@ -306,6 +319,7 @@ class Inbox:
     def _give_credit(self, incoming: _Incoming) -> None:
         if incoming.owed:
             self._carrier.consume(incoming.stream_id, incoming.owed)
+            incoming.lent = 0
             incoming.owed = 0
 
     def _fail(self, message: str) -> None:

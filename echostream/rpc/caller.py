@@ -15,8 +15,10 @@ from echostream.errors import (
 from echostream.protocol.outbox import QUEUE_HIGH
 from echostream.rpc.call import Metadata, encode_metadata
 from echostream.rpc.registry import check_name
+from echostream.rpc.scheduled import add_at
 
 if TYPE_CHECKING:
+    from echostream.media.clock import ClockSync
     from echostream.media.frame import AudioFormat
     from echostream.rpc.peer import Peer
     from echostream.rpc.stream import StreamBuilder
@@ -45,6 +47,23 @@ class Caller:
             )
         return peer
 
+    @property
+    def clock(self) -> ClockSync:
+        """The other side's monotonic clock, mapped to this side's, with an error bound.
+
+        The first use starts the exchange of timestamps; a connection whose clock nobody uses
+        stays silent. It ends with the connection: the map stays readable, and waiting for it
+        raises ``ConnectionClosed``.
+        """
+        driver = self._peer.clock
+        driver.start()
+        return driver.sync
+
+    def shared_time_ns(self) -> int:
+        """Now on the clock that both sides share: the server's monotonic one, in ns. On a client it
+        raises ``Unavailable`` until ``await clock.wait_synchronized()`` went through."""
+        return self._peer.dispatcher.schedule.now_ns()
+
     @overload
     async def request(
         self,
@@ -57,6 +76,7 @@ class Caller:
         priority: int = 3,
         max_age: float | None = None,
         idempotent: bool = False,
+        at: int | None = None,
     ) -> T: ...
     @overload
     async def request(
@@ -70,6 +90,7 @@ class Caller:
         priority: int = 3,
         max_age: float | None = None,
         idempotent: bool = False,
+        at: int | None = None,
     ) -> Any: ...
 
     async def request(
@@ -83,13 +104,16 @@ class Caller:
         priority: int = 3,
         max_age: float | None = None,
         idempotent: bool = False,
+        at: int | None = None,
     ) -> Any:
         """Call ``method`` on the other side and return its result.
 
         ``returns`` is the type to decode the result to; without it plain values come back. With
         ``timeout`` the time that remains travels with the call, the handler is cancelled when it
         has passed, and ``DeadlineExceeded`` is raised here. Cancelling this coroutine cancels the
-        handler. Waits for its turn while the peer's limit ``calls`` is used up.
+        handler. Waits for its turn while the peer's limit ``calls`` is used up. ``at``: the handler
+        runs at that time of the shared clock (:meth:`shared_time_ns`), at once where it has passed,
+        and is refused more than 60 s ahead; a ``timeout`` counts from now.
 
         Raises the :class:`~echostream.errors.RpcError` that the peer answered, ``ConnectionClosed``
         when the connection ends first, ``InvalidPayload`` for a value that msgpack cannot carry
@@ -97,6 +121,8 @@ class Caller:
         """
         peer = self._live_peer or self._peer
         check_name(method, "request")
+        if at is not None:
+            metadata = add_at(metadata, at)
         if timeout is not None or max_age is not None or priority != 3:
             check_options(timeout=timeout, max_age=max_age, priority=priority)
         data = peer.encode(payload)
@@ -142,16 +168,21 @@ class Caller:
         priority: int = 3,
         max_age: float | None = None,
         delivery: Delivery = "reliable",
+        at: int | None = None,
     ) -> None:
         """Tell the other side; returns when it is queued, without an answer.
 
         Events of one name arrive in the order of their emits. Waits while the peer does not read
         what was queued before. ``delivery="realtime"`` sends one DATAGRAM: fast, may be lost.
+        ``at``: the listener runs at that time of the shared clock, as for ``request``; one for more
+        than 60 s ahead is dropped. Later events of this name wait for it.
 
         Raises ``ConnectionClosed``, ``InvalidPayload`` or ``ResourceExhausted`` as ``request``.
         """
         peer = self._live_peer or self._peer
         check_name(event, "emit")
+        if at is not None:
+            metadata = add_at(metadata, at)
         if max_age is not None or priority != 3 or delivery != "reliable":
             check_options(max_age=max_age, priority=priority, delivery=delivery)
         data = peer.encode(payload)
@@ -175,6 +206,8 @@ class Caller:
         priority: int = 3,
         max_age: float | None = None,
         timeout: float | None = 10.0,
+        time_sync: bool = False,
+        playout_delay: float | None = None,
     ) -> StreamBuilder:
         """Open a stream to the stream handler ``name`` of the other side: await the result, or go
         on building it.
@@ -182,7 +215,10 @@ class Caller:
         With ``format`` it carries audio (arrays of shape ``(frames, channels)``, ``AudioFrame``),
         without it bytes. ``reliable``: everything arrives in order, and ``send`` waits for a reader
         that is slow. ``realtime``: DATAGRAMs, never late behind a lost packet. ``max_age``
-        (realtime): a packet that waited longer in the queue is dropped and counted.
+        (realtime): a packet that waited longer in the queue is dropped and counted. ``time_sync``:
+        every packet carries its capture time (now, unless it is given), the clocks are
+        synchronised, and the receiver's ``recv_aligned`` tells when it is to be heard:
+        ``playout_delay`` s (0.1) after its capture.
 
         Awaiting raises ``MethodNotFound`` when the other side has no such stream handler,
         ``ConfigurationError`` for a wrong option.
@@ -200,6 +236,8 @@ class Caller:
             priority=priority,
             max_age=max_age,
             timeout=timeout,
+            time_sync=time_sync,
+            playout_delay=playout_delay,
         )
 
     def _emit_encoded(

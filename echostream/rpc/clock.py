@@ -1,8 +1,10 @@
 """Feeds a connection's ``ClockSync``: exchanges of timestamps in DATAGRAMs (wire format, 1.3).
 
-Requests and replies are stamped when the datagrams of a turn are about to be built, and on
-receipt with the time at which the UDP datagram was read. Both ends do the same work between
-stamp and wire, so it cancels out in the offset and only widens the bound.
+Stamps are as close to the wire as a program gets: t2 and t4 are when the UDP datagram came in
+(where the kernel tells, else when it was read), t1 when it was handed to the network, which the
+asking side notes for itself. t3 has to be written before its packet is built and encrypted; how
+much later that left is said in the next reply, and the exchange waits for it. What is left between
+stamp and wire widens the bound, and shifts the offset by half of what differs between the ends.
 """
 
 from __future__ import annotations
@@ -12,41 +14,71 @@ import sys
 import time
 from collections.abc import Callable
 
+from echostream.errors import EchoStreamError
 from echostream.media.clock import ClockSync, ProbeSchedule
 from echostream.protocol.frames import (
     CLOCK_REPLY,
+    CLOCK_REPLY_REQUEST,
     CLOCK_REQUEST,
     decode_clock,
     encode_clock,
 )
 from echostream.transport.connection import Connection
 
-__all__ = ["ClockDriver"]
+__all__ = ["ClockDriver", "local_clock"]
 
 MAX_PENDING = 64
 MAX_REPLIES = 16
+"""Per turn of the loop. A reply is as large as its request."""
+MAX_WAIT_S = 0.1
+"""A clock frame that has not left by then says little: it is dropped."""
+RESTART_NS = 1_000_000_000
+LATE_BITS = 12
+LATE_MASK = (1 << LATE_BITS) - 1
+LATE_UNIT_NS = 128
+LAG_MEMORY = 1 / 16
 _MASK32 = 0xFFFFFFFF
+
+
+def local_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], int]:
+    """The monotonic clock of timestamps, in ns; on virtual time the loop's own."""
+    if getattr(loop, "virtual_time", False):
+        return lambda: round(loop.time() * 1e9)
+    return time.monotonic_ns
 
 
 class ClockDriver:
     """One connection's clock. It answers the peer always, and asks only once it was started:
-    an idle connection stays silent."""
+    an idle connection stays silent. ``now_ns`` is this side's clock, which all stamps are of."""
 
-    def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        loop: asyncio.AbstractEventLoop,
+        now_ns: Callable[[], int] | None = None,
+    ) -> None:
         self._connection = connection
         self._loop = loop
+        self.now_ns = now_ns or local_clock(loop)
         self.sync = ClockSync(now=self.now_ns)
         self._schedule: ProbeSchedule | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._fires_at = 0.0
         self._due = False
         self._exchange = 0
-        self._pending: dict[int, int] = {}
+        self._pending: dict[int, tuple[int, int]] = {}  # what t1 was written, when it left
+        self._unsent: list[int] = []
+        self._held: tuple[int, int, int, int, int] | None = None  # an exchange, and its stamps
+        self._replied = self._written = 0  # the last reply's number and t3
+        self._late = 0  # what the next reply says about it
         self._replies: list[tuple[int, int, int]] = []
+        self._restarted = -RESTART_NS
         self.bad_frames = 0
-
-    def now_ns(self) -> int:
-        """This side's clock, which all stamps are of."""
-        return int(self._connection.clock() * 1e9)
+        """Malformed, or answers to what was not asked."""
+        self.unanswered_requests = 0
+        """Requests beyond what one turn answers."""
+        self.loop_lag = 0.0
+        """Seconds by which this loop's timers come late, smoothed."""
 
     def start(self) -> None:
         """Begin to ask. Idempotent."""
@@ -54,62 +86,124 @@ class ClockDriver:
             self._schedule = ProbeSchedule(self.now_ns())
             self._arm()
 
-    def stop(self, error: Exception | None = None) -> None:
+    def stop(self, error: EchoStreamError | None = None) -> None:
         """The connection ended."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._due = False
-        self.sync.close(error)  # type: ignore[arg-type]
+        self._replies.clear()
+        self._pending.clear()
+        self._schedule = None
+        self.sync.close(error)
 
-    def receive(self, data: bytes, received_ns: int) -> bool:
-        """One clock frame; whether a reply waits for the next flush."""
+    def path_changed(self) -> None:
+        """The peer is reached on another way: delays measured so far say little."""
+        self._restart(self.now_ns())
+
+    def receive(self, data: bytes) -> None:
+        """One clock frame. What it asks for leaves with the turn's flush."""
         try:
             flags, exchange, t1, t2, t3 = decode_clock(data)
         except ValueError:
             self.bad_frames += 1
-            return False
-        if flags == CLOCK_REQUEST:
+            return
+        connection = self._connection
+        ago = connection.clock() - connection.received_at
+        if connection.arrival_age is not None:
+            ago = connection.arrival_age() or ago
+        received = self.now_ns() - int(ago * 1e9)
+        if flags != CLOCK_REQUEST:
+            written, left = self._pending.pop(exchange, (None, 0))
+            if written != t1:
+                self.bad_frames += 1
+                return
+            self._hold(exchange, left, t2, t3, received, int.from_bytes(data[2:4], "big"))
+        if flags != CLOCK_REPLY:
             if len(self._replies) < MAX_REPLIES:
-                self._replies.append((exchange, t1, received_ns))
-            return True
-        if self._pending.pop(exchange, None) != t1:
-            self.bad_frames += 1
-            return False
-        self.sync.add_exchange(t1, t2, t3, received_ns)
-        return False
+                origin = t3 if flags == CLOCK_REPLY_REQUEST else t1
+                self._replies.append((exchange, origin, received))
+            else:
+                self.unanswered_requests += 1
 
-    def before_flush(self, send: Callable[[bytes], bool]) -> None:
-        """Stamp and queue what is due."""
+    def before_flush(self) -> None:
+        """Stamp and queue what is due, as the last thing of a turn."""
+        if not self._replies and not self._due:
+            return
+        connection = self._connection
+        send = connection.engine.send_datagram
+        deadline = connection.clock() + MAX_WAIT_S
+        connection.on_sending = self._sending
         if self._replies:
             for exchange, t1, t2 in self._replies:
-                send(encode_clock(CLOCK_REPLY, exchange, t1, t2, self.now_ns()))
+                self._replied, self._written = exchange, self.now_ns()
+                frame = encode_clock(CLOCK_REPLY, exchange, t1, t2, self._written)
+                send(frame[:2] + self._late.to_bytes(2, "big") + frame[4:], deadline)
+                self._late = 0
             self._replies.clear()
-        if self._due and self._schedule is not None:
-            self._due = False
-            self._exchange = exchange = (self._exchange + 1) & _MASK32
-            t1 = self.now_ns()
-            if send(encode_clock(CLOCK_REQUEST, exchange, t1)):
-                if len(self._pending) >= MAX_PENDING:
-                    del self._pending[next(iter(self._pending))]
-                self._pending[exchange] = t1
-            self._schedule.probe_sent(t1)
+        if not self._due or self._schedule is None:
+            return
+        self._due = False
+        self._exchange = exchange = (self._exchange + 1) & _MASK32
+        t1 = self.now_ns()
+        if send(encode_clock(CLOCK_REQUEST, exchange, t1), deadline):
+            if len(self._pending) >= MAX_PENDING:
+                del self._pending[next(iter(self._pending))]
+            self._pending[exchange] = t1, t1
+            self._unsent.append(exchange)
+        self._schedule.probe_sent(t1, self.sync.error_bound_ns)
+        self._arm()
+
+    def _sending(self) -> None:
+        now = self.now_ns()
+        if self._written:
+            late = min(max(now - self._written, 0) // LATE_UNIT_NS, LATE_MASK)
+            self._late = (self._replied << LATE_BITS & 0xFFFF) | late
+            self._written = 0
+        for exchange in self._unsent:
+            if exchange in self._pending:
+                self._pending[exchange] = self._pending[exchange][0], now
+        self._unsent.clear()
+
+    def _hold(self, exchange: int, t1: int, t2: int, t3: int, t4: int, late: int) -> None:
+        """Keep an exchange until the next reply says when this one's reply left."""
+        held, self._held = self._held, (exchange, t1, t2, t3, t4)
+        if held is None:
+            return
+        before, *stamps = held
+        if before == (exchange - 1) & _MASK32 and late >> LATE_BITS == before & 0xFFFF >> LATE_BITS:
+            stamps[2] += (late & LATE_MASK) * LATE_UNIT_NS
+        self._take(*stamps)
+
+    def _take(self, t1: int, t2: int, t3: int, t4: int) -> None:
+        sync = self.sync
+        was_synchronized = sync.synchronized
+        sync.add_exchange(t1, t2, t3, t4)
+        if was_synchronized and not sync.synchronized:
+            self._restart(t4)
+
+    def _restart(self, now: int) -> None:
+        """Measure anew, not more than once a second: a hostile peer could ask for it with every
+        reply."""
+        if self._schedule is not None and now - self._restarted >= RESTART_NS:
+            self._restarted = now
+            self._schedule.restart(now)
             self._arm()
 
     def _arm(self) -> None:
         assert self._schedule is not None
+        if self._timer is not None:
+            self._timer.cancel()
         now = self.now_ns()
-        delay = (self._schedule.next_probe_ns(now) - now) / 1e9
-        self._timer = self._loop.call_later(delay, self._probe)
+        self._fires_at = self._loop.time() + (self._schedule.next_probe_ns(now) - now) / 1e9
+        self._timer = self._loop.call_at(self._fires_at, self._probe)
 
     def _probe(self) -> None:
+        assert self._schedule is not None
+        late = max(self._loop.time() - self._fires_at, 0.0)
+        self.loop_lag += LAG_MEMORY * (late - self.loop_lag)
         self._timer = None
-        boot = _boot_ns()
-        if (
-            boot is not None
-            and self._schedule is not None
-            and self.sync.observe_suspend(boot, time.monotonic_ns())
-        ):
+        if (boot := _boot_ns()) and self.sync.observe_suspend(boot, time.monotonic_ns()):
             self._schedule.restart(self.now_ns())
         self._due = True
         self._connection.wake()

@@ -9,6 +9,7 @@ from echostream.protocol import payload as payloads
 from echostream.rpc.call import Metadata, encode_metadata
 from echostream.rpc.caller import Caller, check_options
 from echostream.rpc.registry import check_name
+from echostream.rpc.scheduled import add_at
 
 if TYPE_CHECKING:
     from echostream.rpc.session import Session
@@ -73,15 +74,16 @@ class ServerContext(Store):
         where: Callable[[Session], bool] | None = None,
         metadata: Metadata | None = None,
         max_age: float | None = None,
+        at: int | None = None,
     ) -> int:
         """Emit to every session (for which ``where`` holds); returns to how many.
 
         The payload is encoded once. A session that is closing, or whose peer does not read, is left
-        out and not waited for."""
+        out and not waited for. ``at``: all listeners run at that time of this server's clock."""
         check_name(event, "broadcast")
         check_options(max_age=max_age)
         encoded = payloads.encode(payload)
-        extra = encode_metadata(metadata)
+        extra = encode_metadata(metadata if at is None else add_at(metadata, at))
         count = 0
         for session in self.sessions:
             if (where is None or where(session)) and session._emit_encoded(

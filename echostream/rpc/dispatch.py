@@ -20,6 +20,7 @@ from echostream.protocol import events as ev
 from echostream.protocol.outbox import QUEUE_HIGH
 from echostream.rpc.call import Call, _current, decode_metadata
 from echostream.rpc.registry import Registry, Route
+from echostream.rpc.scheduled import Schedule, take_at
 
 if TYPE_CHECKING:
     from echostream.rpc.peer import Peer
@@ -77,6 +78,11 @@ class Dispatcher:
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._silenced: set[int] = set()
         self._early_cancels: dict[int, None] = {}
+        self.schedule = Schedule(
+            peer.clock,
+            is_reference=not peer.connection.engine.is_client,
+            virtual=getattr(peer.loop, "virtual_time", False),
+        )
         self._early_streams: list[ev.StreamOpened] = []
         self._streams: dict[asyncio.Task[None], StreamReceiver] = {}
         self._queues: dict[str, deque[tuple[Any, ev.EventReceived]]] = {}
@@ -286,8 +292,10 @@ class Dispatcher:
         call_id = event.call_id
         peer = self._peer
         try:
-            metadata = decode_metadata(event.metadata)
+            metadata, at = take_at(decode_metadata(event.metadata))
             _current.set(Call(route.name, metadata, deadline, peer.connection.clock))
+            if at is not None:
+                await self.schedule.wait_until(at)
             result = await route.call(self._context, argument)
             if peer.outbox.call_bytes > QUEUE_HIGH:
                 await peer.wait_call_room()  # the call counts as running until there is room
@@ -389,7 +397,10 @@ class Dispatcher:
         while queue:
             argument, event = queue.popleft()
             try:
-                _current.set(Call(route.name, decode_metadata(event.metadata), None, clock))
+                metadata, at = take_at(decode_metadata(event.metadata))
+                _current.set(Call(route.name, metadata, None, clock))
+                if at is not None and not await self._is_time(route.name, at):
+                    continue
                 await route.call(self._context, argument)
             except asyncio.CancelledError:
                 if self._is_asked_to_stop():
@@ -398,11 +409,20 @@ class Dispatcher:
             except Exception as exc:
                 if not self._over or not isinstance(exc, ConnectionClosed):
                     logger.error("listener %r failed", route.name, exc_info=exc)
-            self.events_handled += 1
-            self._event_handled(len(event.payload))
+            finally:
+                self.events_handled += 1
+                self._event_handled(len(event.payload))
             if not self.events_handled % YIELD_EVERY:
                 await asyncio.sleep(0)  # a backlog must not keep the loop
         self._queues.pop(route.name, None)
+
+    async def _is_time(self, name: str, at: int) -> bool:
+        try:
+            await self.schedule.wait_until(at)
+        except RpcError as exc:
+            logger.warning("event %r from %s dropped: %s", name, self._peer.peer_addr, exc.message)
+            return False
+        return True
 
     def _event_handled(self, size: int) -> None:
         self._unhandled -= 1

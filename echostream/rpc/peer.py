@@ -23,9 +23,11 @@ from echostream.errors import (
 from echostream.protocol import events as ev
 from echostream.protocol import payload as payloads
 from echostream.protocol.assembly import Account
+from echostream.protocol.frames import CLOCK
 from echostream.protocol.hello import Limits
 from echostream.protocol.outbox import QUEUE_HIGH, QUEUE_LOW
 from echostream.protocol.session import ProtocolSession, clip
+from echostream.rpc.clock import ClockDriver
 from echostream.rpc.dispatch import Dispatcher, Routes
 from echostream.transport import engine as en
 from echostream.transport.connection import Connection, closed_error
@@ -51,10 +53,12 @@ _STOPPED: dict[int, str] = {
     Reset.TOO_SLOW: "it grew by less than the peer's limit stall allows",
     Reset.TOO_LARGE: "more was unfinished than the peer's limit assembly allows",
 }
+CLOCK_SIZE = 32
 
 
 class Peer:
-    """One live connection, as both sides use it. ``context`` is what handlers are given."""
+    """One live connection, as both sides use it. ``context`` is what handlers are given;
+    ``now_ns`` this side's clock for timestamps, by default the system's monotonic one."""
 
     def __init__(
         self,
@@ -63,10 +67,12 @@ class Peer:
         routes: Routes,
         context: Any,
         total: Account | None = None,
+        now_ns: Callable[[], int] | None = None,
     ) -> None:
         self.connection = connection
         self.loop = asyncio.get_running_loop()
         self.protocol = ProtocolSession(connection.engine, limits, total)
+        self.clock = ClockDriver(connection, self.loop, now_ns)
         self.calls: dict[int, asyncio.Future[bytes] | None] = {}
         self.senders: dict[int, StreamSender] = {}
         self.receivers: dict[int, StreamReceiver] = {}
@@ -109,6 +115,7 @@ class Peer:
             ev.StreamAborted: self._on_stream_aborted,
             ev.StreamFlushed: self._on_stream_flushed,
             ev.MediaReceived: self._on_media,
+            ev.ClockReceived: lambda event: self.clock.receive(event.frame),
             ev.GoAwayReceived: self._on_go_away,
             ev.ProtocolViolation: self._on_violation,
         }
@@ -182,9 +189,15 @@ class Peer:
         if isinstance(event, en.StreamData):
             inbox.receive_stream(event.stream_id, event.data, event.fin)
         elif isinstance(event, en.DatagramReceived):
-            inbox.receive_datagram(event.data)
+            data = event.data
+            if len(data) == CLOCK_SIZE and data[0] == CLOCK and self.protocol.greeted:
+                self.clock.receive(data)
+                return
+            inbox.receive_datagram(data)
         elif isinstance(event, en.StreamReset):
             inbox.stream_reset(event.stream_id, event.code)
+        elif isinstance(event, en.PathChanged):
+            self.clock.path_changed()
         elif isinstance(event, en.StopSending):
             self._on_stop_sending(event)
         elif isinstance(event, en.Closed):
@@ -209,6 +222,7 @@ class Peer:
             _release(self._event_waiters)
         if self._drain_waiters:
             _release(self._drain_waiters)
+        self.clock.before_flush()  # last: the stamps are those of the wire
 
     def pump(self) -> None:
         """Take out and dispatch what the inbox has; a flood continues on the loop's next turn."""
@@ -484,6 +498,7 @@ class Peer:
         self._hello_timer.cancel()
         if self._progress_timer is not None:
             self._progress_timer.cancel()
+        self.clock.stop(copy(error))
         self.busy = True
         waiters: list[asyncio.Future[Any]] = [
             *filter(None, self.calls.values()),

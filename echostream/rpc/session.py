@@ -24,6 +24,9 @@ class SessionStatistics:
     were too much together. ``tasks``: that serve the peer.
     ``events_unclaimed``, ``packets_unclaimed``: nothing here wanted them. ``events_dropped``:
     datagrams for a listener that was too slow. ``frames_oversize``, ``datagrams_bad``: refused.
+    ``clock_refused``: clock frames that were malformed, unasked or too many. ``loop_lag``: by
+    how much this side's timers come late while its clock is in use. ``scheduled_late``,
+    ``scheduled_refused``: calls and events with ``at`` whose time had passed, or was too far ahead.
     ``expired``: not sent because ``max_age`` passed. ``datagrams_dropped``: by the transport.
     """
 
@@ -47,6 +50,10 @@ class SessionStatistics:
     datagrams_bad: int
     datagrams_dropped: int
     expired: int
+    clock_refused: int
+    loop_lag: float
+    scheduled_late: int
+    scheduled_refused: int
     packets_sent: int
     packets_received: int
     packets_lost: int
@@ -77,6 +84,10 @@ def peer_statistics(peer: Peer) -> SessionStatistics:
         datagrams_bad=inbox.bad_datagrams,
         datagrams_dropped=info.datagrams_dropped,
         expired=outbox.expired,
+        clock_refused=peer.clock.bad_frames + peer.clock.unanswered_requests,
+        loop_lag=peer.clock.loop_lag,
+        scheduled_late=dispatcher.schedule.late,
+        scheduled_refused=dispatcher.schedule.refused,
         packets_sent=info.packets_sent,
         packets_received=info.packets_received,
         packets_lost=info.packets_lost,

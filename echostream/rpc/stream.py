@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Generator
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,13 @@ from echostream.errors import (
     StreamReset,
 )
 from echostream.media.frame import AudioFormat, AudioFrame
+from echostream.media.playout import Playout, PlayoutStatistics
 from echostream.protocol import events as ev
 from echostream.protocol import payload as payloads
 from echostream.protocol.frames import encode_media
+from echostream.rpc.aligned import Timeline, playout_delay_ns
 from echostream.rpc.call import Metadata, decode_metadata, encode_metadata
+from echostream.rpc.playing import PlayoutFeed
 
 if TYPE_CHECKING:
     from echostream.rpc.peer import Peer
@@ -77,7 +80,8 @@ class ReceiverStatistics:
     ``dropped`` were pushed out because the reader was slow, ``stale`` belonged to an epoch that was
     flushed, ``queued`` wait for the reader now; all others were read. ``lost``: did not come
     (realtime; known from sequence numbers, and exactly when the sender has ended): what was sent is
-    ``packets`` and ``lost``. ``duplicates``: came again.
+    ``packets`` and ``lost``. ``duplicates``: came again. ``overdue``: ``recv_aligned`` handed them
+    out after the time at which they were to be heard.
     """
 
     packets: int
@@ -88,6 +92,8 @@ class ReceiverStatistics:
     dropped: int
     stale: int
     queued: int
+    playout: PlayoutStatistics | None = None
+    overdue: int = 0
 
 
 class StreamBuilder:
@@ -104,6 +110,8 @@ class StreamBuilder:
         priority: int,
         max_age: float | None,
         timeout: float | None,
+        time_sync: bool = False,
+        playout_delay: float | None = None,
     ) -> None:
         if format is not None and not isinstance(format, AudioFormat):
             raise ConfigurationError(
@@ -121,9 +129,20 @@ class StreamBuilder:
                 "max_age works with delivery='realtime': a reliable stream loses nothing"
             )
         self._max_age = max_age
+        self._delay_ns: int | None = None
+        if time_sync:
+            self.with_time_sync(playout_delay)
+        elif playout_delay is not None:
+            raise ConfigurationError("playout_delay works with time_sync=True")
 
     def __await__(self) -> Generator[Any, None, StreamSender]:
         return self.build().__await__()
+
+    def with_time_sync(self, playout_delay: float | None = None) -> StreamBuilder:
+        """Every packet carries its capture time, and the receiver can ask when it is to be heard:
+        ``playout_delay`` s (0.1 by default) after it was captured."""
+        self._delay_ns = playout_delay_ns(playout_delay)
+        return self
 
     async def build(self) -> StreamSender:
         """Open the stream; returns when the other side has accepted it."""
@@ -131,17 +150,22 @@ class StreamBuilder:
         peer.check_open()
         if self._realtime and not peer.connection.engine.max_datagram_payload:
             raise ConfigurationError("the peer takes no datagrams: open with delivery='reliable'")
-        options = {
+        options: dict[str, Any] = {
             "format": None if self._format is None else format_to_wire(self._format),
             "codec": "pcm",
-            "time_sync": False,
+            "time_sync": self._delay_ns is not None,
             "offset": 0,
             "epoch": 0,
         }
+        if self._delay_ns is not None:
+            options["playout_delay"] = self._delay_ns // 1000
+            peer.clock.start()
         alias, stream_id = peer.protocol.open_media(
             self._name, payloads.encode(options), self._metadata, self._realtime, self._priority
         )
-        sender = StreamSender(peer, self._name, alias, stream_id, self._format, self._max_age)
+        sender = StreamSender(
+            peer, self._name, alias, stream_id, self._format, self._max_age, self._delay_ns
+        )
         peer.senders[alias] = sender
         peer.connection.wake()
         try:
@@ -170,8 +194,10 @@ class StreamSender:
         stream_id: int,
         format: AudioFormat | None,
         max_age: float | None,
+        delay_ns: int | None = None,
     ) -> None:
         self._peer = peer
+        self._delay_ns = delay_ns
         self.name = name
         self.alias = alias
         self.stream_id = stream_id
@@ -264,6 +290,10 @@ class StreamSender:
 
     async def _send(self, frame: Sendable, capture_ts: int | None) -> None:
         self._check()
+        if capture_ts is None and self._delay_ns is not None:
+            capture_ts = frame.capture_ts if isinstance(frame, AudioFrame) else None
+            if capture_ts is None:
+                capture_ts = self._peer.clock.now_ns()
         if self.format is None:
             if not isinstance(frame, bytes | bytearray | memoryview):
                 raise InvalidPayload(
@@ -395,6 +425,16 @@ class StreamSender:
 
     def accepted(self, options: bytes) -> None:
         """The other side took the stream."""
+        agreed = payloads.decode(options) if options else None
+        synced = isinstance(agreed, dict) and agreed.get("time_sync") is True
+        if self._delay_ns is not None and not synced:
+            self.refused(
+                RpcError(
+                    "the other side knows no time-synchronised streams: open it without time_sync",
+                    status=Status.FAILED_PRECONDITION,
+                )
+            )
+            return
         if not self._opened.done():
             self._opened.set_result(None)
 
@@ -436,7 +476,7 @@ class StreamSender:
 
 class StreamReceiver:
     """The receiving end: iterate, or :meth:`recv`. Items are bytes, or ``AudioFrame`` where a
-    format was agreed (``format``). One reader at a time."""
+    format was agreed (``format``). One reader at a time, or one :meth:`playout`."""
 
     def __init__(
         self, peer: Peer, opened: ev.StreamOpened, formats: tuple[AudioFormat, ...]
@@ -447,6 +487,8 @@ class StreamReceiver:
         self.realtime = opened.realtime
         self.metadata: Metadata = decode_metadata(opened.metadata)
         self.format = _agreed(opened.options, formats)
+        self._timeline = Timeline.from_wire(payloads.decode(opened.options), peer.clock)
+        self._captured: dict[int, int] = {}  # capture times of what is queued, by number
         self._queue: deque[tuple[int, Frame]] = deque()  # (extended number, item)
         self._queued_bytes = 0
         self._waiter: asyncio.Future[None] | None = None
@@ -454,6 +496,7 @@ class StreamReceiver:
         self._epoch = 0
         self._highest = -1
         self._seen = 0
+        self._last_captured = 0
         self._last_read = -1
         self._expected_before = 0
         self._highest_before = -1
@@ -467,6 +510,7 @@ class StreamReceiver:
         self._over = False
         self._closed = False
         self._draining = False
+        self._feed: PlayoutFeed | None = None
         self._error: EchoStreamError | None = None
 
     def __repr__(self) -> str:
@@ -486,6 +530,10 @@ class StreamReceiver:
         """The next item; ``None`` at the clean end. Raises ``StreamReset`` when the sender gave up,
         ``ConnectionClosed`` when the connection ended first."""
         while not self._queue:
+            if self._feed is not None:
+                raise ConfigurationError(
+                    f"stream {self.name!r} goes to its playout: pull the audio from there"
+                )
             if self._error is not None:
                 raise copy(self._error)
             if self._over or self._closed:
@@ -498,6 +546,7 @@ class StreamReceiver:
             finally:
                 self._waiter = None
         number, frame = self._queue.popleft()
+        self._last_captured = self._captured.pop(number, 0)
         self._last_read = max(self._last_read, number)
         self._queued_bytes -= _size(frame)
         if (
@@ -508,9 +557,109 @@ class StreamReceiver:
             self._unpause()
         return frame
 
+    def playout(
+        self,
+        *,
+        target_late: float = 0.01,
+        profile: Literal["voice", "music"] = "voice",
+        min_delay: float = 0.0,
+        max_delay: float = 2.0,
+    ) -> Playout:
+        """Play this stream: from now on its packets go to the ``Playout`` that is returned, stamped
+        with the time at which their datagram was read, and :meth:`recv` has nothing any more.
+
+        The sender's ``flush`` empties it, its ``end`` ends it; after an abort or the loss of the
+        connection it plays what it has, and ends. What a reliable stream brings faster than it is
+        heard waits, and its sender with it. Options as for ``Playout``.
+
+        Raises ``ConfigurationError`` on a stream without a format, for a second playout, and
+        for options that cannot work.
+        """
+        if self.format is None:
+            raise ConfigurationError(
+                f"stream {self.name!r} carries bytes: a playout needs an AudioFormat"
+            )
+        if self._feed is not None:
+            raise ConfigurationError(f"stream {self.name!r} has a playout already")
+        playout = Playout(
+            self.format,
+            target_late=target_late,
+            profile=profile,
+            min_delay=min_delay,
+            max_delay=max_delay,
+        )
+        self._feed = feed = PlayoutFeed(
+            playout,
+            self._peer.loop,
+            self._peer.connection.clock,
+            self._give_room,
+            self._fail_sender,
+        )
+        waiting = [frame for _, frame in self._queue if isinstance(frame, AudioFrame)]
+        self._queue.clear()
+        self._queued_bytes = 0
+        stream_id = -1 if self.realtime else 0
+        for frame in waiting:
+            packet = ev.MediaReceived(
+                self.alias,
+                self._epoch,
+                frame.sequence_number,
+                frame.timestamp,
+                frame.capture_ts,
+                0,
+                frame.to_buffer(),
+                stream_id,
+            )
+            feed.push(packet, self._peer.connection.received_at)
+        self._give_room()
+        if self._finished or self._closed:
+            feed.end()
+        self._wake()
+        return playout
+
+    def _give_room(self) -> None:
+        feed = self._feed
+        if (
+            feed is not None
+            and self._paused_stream >= 0
+            and feed.queued <= RECEIVE_PACKETS // 2
+            and feed.queued_bytes <= RECEIVE_BYTES // 2
+        ):
+            self._unpause()
+
+    async def recv_aligned(self) -> tuple[Frame, int] | None:
+        """The next item and the local time (ns) at which its first sample is to be heard: when it
+        was captured, on this side's clock, and the agreed playout delay. ``None`` at the end.
+
+        An item that comes too late has a time that has passed; it is handed out all the same, and
+        counted as ``overdue``. The first one waits until the clock is synchronised, 5 s at most,
+        and raises ``DeadlineExceeded`` then. ``ConfigurationError`` on a stream without
+        ``time_sync``; else as :meth:`recv`.
+        """
+        if self._timeline is None:
+            raise ConfigurationError(
+                f"stream {self.name!r} has no time_sync: open it with "
+                f"create_stream({self.name!r}, time_sync=True)"
+            )
+        if not self._finished or self._queue:
+            await self._timeline.wait_ready()
+        frame = await self.recv()
+        return None if frame is None else (frame, self._timeline.aligned(self._last_captured))
+
+    async def aligned(self) -> AsyncIterator[tuple[Frame, int]]:
+        """Iterate over what :meth:`recv_aligned` returns."""
+        while (pair := await self.recv_aligned()) is not None:
+            yield pair
+
+    @property
+    def playout_delay(self) -> float | None:
+        """Seconds from capture to playout, as agreed; ``None`` without ``time_sync``."""
+        return None if self._timeline is None else self._timeline.delay_ns / 1e9
+
     def statistics(self) -> ReceiverStatistics:
         """A snapshot of the counters."""
         lost = 0
+        feed = self._feed
         if self.realtime:
             expected = self._expected_before + self._highest + 1
             lost = max((self._total if self._over else expected) - self._packets, 0)
@@ -521,8 +670,10 @@ class StreamReceiver:
             self._late,
             self._duplicates,
             self._dropped,
-            self._stale,
-            len(self._queue),
+            self._stale + (feed.dropped if feed else 0),
+            feed.queued if feed else len(self._queue),
+            feed.playout.statistics() if feed else None,
+            0 if self._timeline is None else self._timeline.overdue,
         )
 
     def close(self, code: int = Reset.CANCELLED) -> None:
@@ -538,7 +689,9 @@ class StreamReceiver:
             peer.connection.wake()
         self._dropped += len(self._queue)
         self._queue.clear()
+        self._captured.clear()
         self._wake()
+        self._end_playout()
 
     @property
     def ended_cleanly(self) -> bool:
@@ -553,7 +706,11 @@ class StreamReceiver:
 
     def accept(self) -> None:
         """Tell the opener what was agreed."""
-        agreed = {"format": None if self.format is None else format_to_wire(self.format)}
+        agreed: dict[str, Any] = {
+            "format": None if self.format is None else format_to_wire(self.format)
+        }
+        if self._timeline is not None:
+            agreed |= self._timeline.to_wire()
         self._peer.protocol.accept_media(self.alias, payloads.encode(agreed))
         self._peer.connection.wake()
 
@@ -574,7 +731,9 @@ class StreamReceiver:
         size = len(event.payload)
         self._packets += 1
         self._bytes += size
-        if number < self._last_read:
+        if self._feed is not None:
+            self._play(self._feed, event)
+        elif number < self._last_read:
             self._late += 1
         else:
             try:
@@ -582,9 +741,19 @@ class StreamReceiver:
             except (InvalidPayload, ProtocolError) as exc:
                 self._fail_sender(str(exc))
                 return
+            if event.capture_ts is not None and self._timeline is not None:
+                self._captured[number] = event.capture_ts
             self._keep(number, frame, size, event.stream_id)
         if self._packets == self._total:
             self._end()
+
+    def _play(self, feed: PlayoutFeed, event: ev.MediaReceived) -> None:
+        feed.push(event, self._peer.connection.received_at)
+        if self.realtime or self._paused_stream >= 0 or self._draining:
+            return
+        if feed.queued > RECEIVE_PACKETS or feed.queued_bytes > RECEIVE_BYTES:
+            self._paused_stream = event.stream_id
+            self._peer.protocol.inbox.pause(event.stream_id)
 
     def _keep(self, number: int, frame: Frame, size: int, stream_id: int) -> None:
         """Queue an item for the reader."""
@@ -592,7 +761,8 @@ class StreamReceiver:
         self._queued_bytes += size
         if len(self._queue) > RECEIVE_PACKETS or self._queued_bytes > RECEIVE_BYTES:
             if stream_id < 0:
-                _, dropped = self._queue.popleft()
+                gone, dropped = self._queue.popleft()
+                self._captured.pop(gone, None)
                 self._queued_bytes -= _size(dropped)
                 self._dropped += 1
             elif self._paused_stream < 0 and not self._draining:
@@ -646,12 +816,15 @@ class StreamReceiver:
             return
         self._stale += len(self._queue)
         self._queue.clear()
+        self._captured.clear()
         self._queued_bytes = 0
         self._expected_before += self._highest + 1
         self._highest_before = self._highest
         self._epoch = epoch
         self._highest = self._last_read = -1
         self._seen = 0
+        if self._feed is not None:
+            self._feed.flush()
         self._unpause()
 
     def connection_lost(self, error: ConnectionClosed) -> None:
@@ -661,6 +834,7 @@ class StreamReceiver:
         elif not self._finished:
             self._error = error
         self._wake()
+        self._end_playout()
 
     def _end(self) -> None:
         if not self._finished:
@@ -670,6 +844,11 @@ class StreamReceiver:
     def _leave(self) -> None:
         self._peer.receivers.pop(self.alias, None)
         self._wake()
+        self._end_playout()
+
+    def _end_playout(self) -> None:
+        if self._feed is not None:
+            self._feed.end()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -712,6 +891,8 @@ class StreamReceiver:
         queue.insert(index, (number, frame))
 
     def _item(self, event: ev.MediaReceived) -> Frame:
+        if self._timeline is not None and event.capture_ts is None:
+            raise InvalidPayload("a packet of a time-synchronised stream without capture time")
         if self.format is None:
             return bytes(event.payload)
         try:

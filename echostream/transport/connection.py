@@ -111,6 +111,13 @@ class Connection:
         self._context = contextvars.copy_context()  # not that of whichever task wakes us
         self._owner = owner
         self.clock = loop_clock(self._loop)
+        self.received_at = 0.0
+        """When the datagram was read that events come from now, on :attr:`clock`."""
+        self.arrival_age: Callable[[], float] | None = None
+        """How long ago that datagram came in (s), 0 where that is not known. To be asked while its
+        events are handed on."""
+        self.on_sending: Callable[[], None] | None = None
+        """Called once, right before the next datagrams are handed to the network."""
         self._handler: ConnectionHandler | None = None
         self._held: list[EngineEvent] = []
         self._handshake: _Fact[HandshakeCompleted] = _Fact()
@@ -201,6 +208,7 @@ class Connection:
         """Only give the engine a datagram. :meth:`drain` must follow within the turn."""
         if self._finished:
             return
+        self.received_at = now
         try:
             self.engine.feed(data, address, now)
         except Exception:
@@ -242,6 +250,9 @@ class Connection:
             self._engine_failed()
             return
         if datagrams:
+            if self.on_sending is not None:
+                on_sending, self.on_sending = self.on_sending, None
+                on_sending()
             self._send(datagrams)
         self._drain()
         if self._closing is not None and self._closed is None:
@@ -250,6 +261,7 @@ class Connection:
 
     def _poll(self) -> None:
         self._poll_scheduled = False
+        self.received_at = self.clock()
         self.drain()
 
     def _drain(self) -> None:
@@ -344,6 +356,7 @@ class Connection:
                 self._not_before = now + _TICK
                 self._arm_timer()
                 return
+            self.received_at = now
             self.engine.on_timer(now)
             deadline = self.engine.timer()
         except Exception:
@@ -351,6 +364,7 @@ class Connection:
             return
         if deadline is not None and deadline <= now:  # it made no progress: do not spin
             self._not_before = now + _TICK
+        self.received_at = now
         self.drain()
 
     # The end

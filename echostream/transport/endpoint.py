@@ -13,6 +13,7 @@ from typing import Self
 from echostream.codes import Close
 from echostream.errors import ConfigurationError
 from echostream.transport.addresses import display_address, parse_address, resolve
+from echostream.transport.arrival import arrival_age
 from echostream.transport.connection import Connection
 from echostream.transport.engine import Acceptor, Address, Engine
 from echostream.transport.routing import OnConnection, Router
@@ -99,7 +100,9 @@ class Endpoint:
             acceptor=acceptor,
             on_connection=on_connection,
             on_idle=self._idle,
+            arrival_age=self._arrival_age,
         )
+        self._batch = 0
         self._queue: deque[tuple[bytes, Address]] = deque()
         self._released = False
         self._idle_waiter: asyncio.Future[None] | None = None
@@ -244,6 +247,7 @@ class Endpoint:
         except OSError:
             self._receive_errors += 1
             self._read_errors()
+        self._batch = len(batch)
         if batch:
             self._datagrams_received += len(batch)
             self._bytes_received += size
@@ -268,6 +272,10 @@ class Endpoint:
             # libuv stops watching a descriptor on POLLERR: begin again.
             self._loop.remove_reader(self._sock.fileno())
             self._loop.add_reader(self._sock.fileno(), self._readable)
+
+    def _arrival_age(self) -> float:
+        """The kernel remembers the last datagram only."""
+        return arrival_age(self._sock) if self._batch == 1 else 0.0
 
     # Sending
 

@@ -190,6 +190,10 @@ class Engine(Protocol):
     def consume(self, stream_id: int, count: int) -> None:
         """``count`` received bytes were used up: the peer may send as many more."""
 
+    def lend(self, stream_id: int, count: int) -> None:
+        """``count`` received bytes stay unused for a while: the peer may send as many more on other
+        streams, but not on this one before :meth:`consume`."""
+
     def send_datagram(self, data: bytes, deadline: float | None = None) -> bool:
         """Queue one DATAGRAM; ``False`` when it is too large for the path or the peer takes
         none. The queue is bounded: the oldest is dropped and counted, and so is one that has not

@@ -122,6 +122,7 @@ class MemoryEngine:
         self._data_limit = connection_window
         self._data_sent = 0
         self._data_credit = 0
+        self._lent: dict[int, int] = {}
         self._in_flight = 0
         self._buffered = 0
         self._acks: dict[int, int] = {}
@@ -220,13 +221,20 @@ class MemoryEngine:
     def consume(self, stream_id: int, count: int) -> None:
         if count < 0:
             raise ValueError(f"cannot consume {count} bytes")
-        self._credit_connection(count)
+        lent = min(self._lent.get(stream_id, 0), count)
+        if lent:
+            self._lent[stream_id] -= lent
+        self._credit_connection(count - lent)
         stream = self._receiving.get(stream_id)
         if stream is not None:
             stream.credit += count
             if stream.credit * 4 >= self._stream_window:
                 self._control.append((self._peer._take_credit, (stream_id, stream.credit)))
                 stream.credit = 0
+
+    def lend(self, stream_id: int, count: int) -> None:
+        self._lent[stream_id] = self._lent.get(stream_id, 0) + count
+        self._credit_connection(count)
 
     def send_datagram(self, data: bytes, deadline: float | None = None) -> bool:
         if len(data) > MAX_DATAGRAM_PAYLOAD:

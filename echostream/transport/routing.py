@@ -41,6 +41,7 @@ class Router:
         acceptor: Acceptor | None = None,
         on_connection: OnConnection | None = None,
         on_idle: Callable[[], None] | None = None,
+        arrival_age: Callable[[], float] | None = None,
     ) -> None:
         if (acceptor is None) != (on_connection is None):
             raise ValueError("acceptor and on_connection go together")
@@ -55,6 +56,7 @@ class Router:
         self._acceptor = acceptor
         self._on_connection = on_connection
         self._on_idle = on_idle
+        self._arrival_age = arrival_age
         self._routes: dict[bytes, Connection] = {}
         self._connections: dict[Connection, set[bytes]] = {}
         self._postponed: list[tuple[bytes, Address]] = []
@@ -181,6 +183,7 @@ class Router:
         connection = Connection(
             engine, self._send, peer_address=address, loop=self._loop, owner=self
         )
+        connection.arrival_age = self._arrival_age
         self._connections[connection] = set()
         return connection
 

@@ -298,9 +298,7 @@ cdef class SendPath(ReceivePath):
             self.put(size)
             memcpy(self.packet + self.at, PyBytes_AsString(data), size)
             self.at += size
-            self.waiting.popleft()
-            if self.deadlines:
-                self.deadlines.popleft()
+            self._datagrams.pop()
             if contended:
                 self._datagram_lead += <int64_t>size
         return 0

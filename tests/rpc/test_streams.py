@@ -575,3 +575,26 @@ async def test_everything_ends_when_the_connection_does() -> None:
         sink.gate.set()
         await sink.done.wait()
         assert isinstance(sink.error, ConnectionClosed)
+
+
+@virtual
+async def test_streams_that_nobody_reads_do_not_hold_up_calls() -> None:
+    async def echo(value: int) -> int:
+        return value
+
+    sink = Sink()
+    sink.gate.clear()
+    async with connected_pair(sink_server(sink).handler("echo", echo)) as (_, client):
+        streams = [await client.create_stream("sink") for _ in range(16)]
+
+        async def push(stream: Any) -> None:
+            while True:
+                await stream.send(bytes(100_000))
+
+        pushing = [asyncio.create_task(push(stream)) for stream in streams]
+        for value in range(10):
+            await asyncio.sleep(1)
+            assert await client.request("echo", value, timeout=1) == value
+        assert await client.request("echo", 5, timeout=1) == 5
+        for task in pushing:
+            task.cancel()

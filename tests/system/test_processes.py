@@ -155,7 +155,7 @@ async def _first_refusal(client: RpcClient) -> Any:
     return result
 
 
-@limited(BULK >> 26)
+@limited(BULK >> 24)
 async def test_memory_stays_bounded_behind_a_reader_that_sleeps() -> None:
     """The whole is ``make soak``: 1 GB."""
     async with child("serve", sleep=2.0) as server:

@@ -268,6 +268,11 @@ class QuicEngine:
         """``count`` received bytes were used up: the peer may send as many more."""
         self._connection.consume(stream_id, count)
 
+    def lend(self, stream_id: int, count: int) -> None:
+        """``count`` received bytes stay unused for a while: the peer may send as many more on other
+        streams."""
+        self._connection.lend(stream_id, count)
+
     def buffered(self, stream_id: int) -> int:
         """Bytes of our sending part that the peer has not acknowledged; 0 for an unknown one."""
         stream = self._connection._streams.get(stream_id)

@@ -98,6 +98,8 @@ class HardenedConnection(ApplicationWriter):
         self.refused_by_peer: set[int] = set()
         """Streams whose data the peer asked this side to stop."""
         self._unconsumed: dict[int, int] = {}
+        self._lent: dict[int, int] = {}
+        """Of these, bytes for which the connection's credit was given already."""
         self._resets = Budget(options.reset_burst, options.reset_rate)
         self._controls = Budget(options.control_burst, options.control_rate)
         self._controls_earned_by = 0
@@ -174,10 +176,22 @@ class HardenedConnection(ApplicationWriter):
             self._unconsumed[stream_id] = left
         elif count:
             del self._unconsumed[stream_id]
-        self._local_max_data.value += count
+        lent = self._lent.pop(stream_id, 0) if self._lent else 0
+        if lent > count:
+            self._lent[stream_id] = lent - count
+        self._local_max_data.value += max(count - lent, 0)
         stream = self._streams.get(stream_id)
         if stream is not None:
             stream.max_stream_data_local += count
+
+    def lend(self, stream_id: int, count: int) -> None:
+        """The application leaves ``count`` delivered bytes for later: the stream's own window goes
+        on counting them, the connection's does not."""
+        lent = self._lent.get(stream_id, 0) + count
+        if count < 0 or lent > self._unconsumed.get(stream_id, 0):
+            raise ValueError(f"stream {stream_id}: {count} bytes lent that were not delivered")
+        self._lent[stream_id] = lent
+        self._local_max_data.value += count
 
     def drop_sending_part(self, stream: QuicStream) -> None:
         """After a reset nothing of the sending part is needed; aioquic keeps it until the

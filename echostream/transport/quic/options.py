@@ -46,7 +46,8 @@ class QuicOptions:
 
     connection_window: int = 8 << 20
     """The same over all streams: eight streams at full speed, and the bound on what one
-    connection can make us hold."""
+    connection can make us hold, besides one ``stream_window`` for each media stream that was
+    accepted and is not read."""
 
     max_streams_bidi: int = 128
     """Bidirectional streams that the peer may have open at a time."""

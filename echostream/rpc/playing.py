@@ -1,0 +1,131 @@
+"""From a stream's packets to its playout: stamped, paced, flushed, ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from echostream.media.playout import Playout
+from echostream.protocol.events import MediaReceived
+from echostream.protocol.frame_types import MEDIA_DTX
+
+__all__ = ["PlayoutFeed"]
+
+LEAD_S = 0.06
+"""A reliable stream may run this far ahead of real time; what is further ahead waits."""
+RESTART_S = 1.0
+"""Behind real time by more than that, a reliable stream has paused, and begins anew."""
+PACE = 1.0005
+"""What waits is released a little faster than real time (less than a cent), so that a sender with a
+fast clock does not lengthen the queue for ever."""
+
+
+class PlayoutFeed:
+    """Hands the packets of one stream to its playout.
+
+    Packets of a realtime stream go on at once. A reliable stream may bring audio faster than it is
+    heard (speech that was synthesised, a file): that waits here in order, and the stream's credit
+    with it, so that the sender waits too: ``on_room`` tells that something was taken out,
+    ``on_fault`` that a packet does not fit the format. ``clock``: seconds, that of the arrivals.
+    """
+
+    def __init__(
+        self,
+        playout: Playout,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        on_room: Callable[[], None],
+        on_fault: Callable[[str], None],
+    ) -> None:
+        self.playout = playout
+        self._on_room = on_room
+        self._on_fault = on_fault
+        self._loop = loop
+        self._clock = clock
+        self._rate = playout.format.sample_rate
+        self._waiting: deque[MediaReceived] = deque()
+        self._waiting_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._origin_s = 0.0
+        self._origin = -1
+        self._over = False
+        self.dropped = 0
+
+    @property
+    def queued(self) -> int:
+        """Packets that wait for their time."""
+        return len(self._waiting)
+
+    @property
+    def queued_bytes(self) -> int:
+        return self._waiting_bytes
+
+    def push(self, event: MediaReceived, arrival: float) -> None:
+        """Take in one packet that arrived at ``arrival`` (s, monotonic)."""
+        if event.stream_id >= 0 and (self._waiting or self._lead(event, arrival) > LEAD_S):
+            self._waiting.append(event)
+            self._waiting_bytes += len(event.payload)
+            self._arm(self._clock())
+        else:
+            self._play(event, arrival)
+
+    def flush(self) -> int:
+        """Drop what waits; the timestamp of the first frame that was not played."""
+        self.dropped += len(self._waiting)
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        self._origin = -1
+        self._stop()
+        return self.playout.flush()
+
+    def end(self) -> None:
+        """Nothing more will come; what waits is still played."""
+        self._over = True
+        if not self._waiting:
+            self.playout.end()
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _lead(self, event: MediaReceived, now: float) -> float:
+        """Seconds by which this packet is ahead of real time."""
+        if self._origin >= 0:
+            due = self._origin_s + (event.timestamp - self._origin) / (self._rate * PACE)
+            if due - now > -RESTART_S:
+                return due - now
+        self._origin_s, self._origin = now, event.timestamp
+        return 0.0
+
+    def _play(self, event: MediaReceived, arrival: float) -> None:
+        try:
+            self.playout.push_packet(
+                event.sequence_number,
+                event.timestamp,
+                event.payload,
+                int(arrival * 1e9),
+                event.epoch,
+                bool(event.flags & MEDIA_DTX),
+            )
+        except ValueError as exc:
+            self._on_fault(str(exc))
+
+    def _arm(self, now: float) -> None:
+        if self._timer is None:
+            wait = max(self._lead(self._waiting[0], now) - LEAD_S, 0.0)
+            self._timer = self._loop.call_later(wait, self._release)
+
+    def _release(self) -> None:
+        self._timer = None
+        now = self._clock()
+        while self._waiting and self._lead(self._waiting[0], now) <= LEAD_S + 1e-3:
+            event = self._waiting.popleft()
+            self._waiting_bytes -= len(event.payload)
+            self._play(event, now)
+        self._on_room()
+        if self._waiting:
+            self._arm(now)
+        elif self._over:
+            self.playout.end()
