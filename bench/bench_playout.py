@@ -2,11 +2,11 @@
 
     python -m pytest bench/bench_playout.py -o addopts="" --benchmark-columns=median,iqr,rounds
 
-A round is two seconds of a stream that is under way: packets of 20 ms and pulls of 10 ms (as from an
-audio callback), with jitter, a sender 100 ppm fast, and 1 % loss, in virtual time. Processor time is
-what counts. ``streams`` in ``extra_info`` (and in the line that is printed) is two seconds over the
-median. The bounds are well under what a small machine reaches: a regression by a factor fails, a
-slow machine does not.
+A round is two seconds of a stream that is under way: packets of 20 ms and pulls of 10 ms (as
+from an audio callback), with jitter, a sender 100 ppm fast, and 1 % loss, in virtual time.
+Processor time is what counts. ``streams`` in ``extra_info`` (and in the line that is printed) is
+two seconds over the median. The bounds are well under what a small machine reaches: a regression by
+a factor fails, a slow machine does not.
 """
 
 from __future__ import annotations

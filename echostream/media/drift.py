@@ -6,11 +6,11 @@ ratio to :class:`echostream.media.resample.Resampler`.
 Two parts. An *observer* predicts the level from the ratio in use, as a delay-locked loop does
 (Fons Adriaensen, "Using a DLL to filter time"; second order, critically damped), and learns the
 drift from what the prediction misses: a ratio that is at its bound, or on its way back from a
-jump of the level, teaches it nothing wrong. Its bandwidth starts at 0.128 Hz and halves every 4 s down to
-0.016 Hz. What a clock filter knows of the drift is fed forward, and only the rest is learned. The
-*law* leads the level back: in proportion to the error, and from 2 ms on along a
-parabola, as a train brakes before the station. The ratio itself moves by at most ``max_slew_ppm``
-per second, so that no listener hears it move.
+jump of the level, teaches it nothing wrong. Its bandwidth starts at 0.128 Hz and halves every 4 s
+down to 0.016 Hz. What a clock filter knows of the drift is fed forward, and only the rest is
+learned. The *law* leads the level back: in proportion to the error, and from 2 ms on along a
+parabola, as a train brakes before the station. The ratio itself moves by at most
+``max_slew_ppm`` per second, so that no listener hears it move.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import pytest
 from audio_signals import log_spectral_distance, music, speech
 
 from echostream.errors import ConfigurationError
+from echostream.media import jitter_twin
 from echostream.media.frame import AudioFormat, AudioFrame
 from echostream.media.playout import Playout
 
@@ -459,3 +460,17 @@ def test_what_cannot_be_is_refused():
     for out in (np.zeros(480, np.float32), np.zeros((480, 1)), np.zeros((480, 2), np.float64)):
         with pytest.raises(ValueError, match="shape"):
             playout.pull_into(out, START)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_plain_python_ring_plays_the_same(profile, monkeypatch):
+    signal = speech(16_000, 2)[:, None]
+    packets = packets_of(signal, 320, jitter_ms=3.0, lost={30, 31, 60}, rate=16_000)
+    compiled = play(packets, 1.9, pull=160, rate=16_000, profile=profile)
+    monkeypatch.setattr("echostream.media.jitter.JitterRing", jitter_twin.JitterRing)
+    plain = play(packets, 1.9, pull=160, rate=16_000, profile=profile)
+    assert type(plain.playout.buffer.ring) is jitter_twin.JitterRing
+    assert np.array_equal(compiled.out, plain.out)
+    ours, theirs = (run.playout.statistics().buffer for run in (compiled, plain))
+    assert ours.concealed_frames == theirs.concealed_frames > 0
+    assert ours.lost == theirs.lost == 3
