@@ -4,15 +4,15 @@
 PYTHON ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
-SOURCES := $(wildcard ext/*.pyx ext/*.pxd echostream/_ext/*.pxd)
+SOURCES := $(wildcard ext/*.pyx ext/*.pxd ext/*/*.pxi echostream/_ext/*.pxd)
 
-.PHONY: help setup demo test lint types smoke check bench fuzz wheel clean FORCE
+.PHONY: help setup demo test lint types smoke check bench fuzz soak-security wheel clean FORCE
 SECONDS ?= 60
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/built ## .venv with everything, extensions compiled in place
 
@@ -39,6 +39,9 @@ fuzz: setup ## SECONDS=60 of random and mutated input for each parser
 	@for target in tests/fuzz/fuzz_*.py; do \
 	    echo "$$target"; $(RUN) $$target --seconds $(SECONDS) || exit 1; \
 	done
+
+soak-security: setup ## the tests of bad networks and hostile peers in full size (an hour or so)
+	ECHOSTREAM_FULL=1 $(RUN) -m pytest -s tests/badnet tests/hostile tests/fuzz
 
 check: setup ## the tests alone
 	$(RUN) -m pytest

@@ -54,3 +54,4 @@ class Reset(IntEnum):
     PROTOCOL_ERROR = 0x15
     TOO_LARGE = 0x16
     FLUSHED = 0x17
+    TOO_SLOW = 0x18

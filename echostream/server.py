@@ -5,22 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 from echostream.builder import ServerBuilder, ServerConfig
 from echostream.codes import Close
 from echostream.errors import ConfigurationError, ConnectionClosed
+from echostream.protocol.assembly import Account
 from echostream.rpc.context import ServerContext
 from echostream.rpc.hooks import run_hooks, run_hooks_until_error, run_hooks_while_open
 from echostream.rpc.peer import Peer
-from echostream.rpc.session import Session
+from echostream.rpc.session import Session, peer_statistics
 from echostream.transport.connection import Connection
-from echostream.transport.endpoint import Endpoint
+from echostream.transport.endpoint import Endpoint, EndpointStatistics
 from echostream.transport.handler import ConnectionHandler
 from echostream.transport.identity import Identity
 from echostream.transport.quic.acceptor import QuicAcceptor
 
-__all__ = ["RpcServer"]
+__all__ = ["RpcServer", "ServerStatistics"]
 
 logger = logging.getLogger("echostream.server")
 
@@ -28,6 +30,27 @@ DRAIN_S = 5.0
 LINGER_S = 0.3
 HOOKS_S = 5.0
 """How long the ``on_disconnect`` hooks of all sessions may take when the server stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatistics:
+    """A snapshot of what a server holds. Sizes in bytes.
+
+    ``half_open``: handshakes that have begun and not ended. ``calls_running``, ``tasks``,
+    ``queued``, ``buffered``, ``assembling`` and ``streams_stopped`` are sums over the ``sessions``
+    that are connected now; see ``SessionStatistics``. ``endpoint``: counters of the socket,
+    ``None`` where there is none (before the start, and in tests in memory).
+    """
+
+    sessions: int
+    half_open: int
+    calls_running: int
+    tasks: int
+    queued: int
+    buffered: int
+    assembling: int
+    streams_stopped: int
+    endpoint: EndpointStatistics | None
 
 
 class Listener(Protocol):
@@ -53,6 +76,8 @@ class RpcServer:
         self._shutdown: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._identity: Identity | None = None
+        self._acceptor: QuicAcceptor | None = None
+        self._assembling = Account(config.limits.assembly_total)
 
     @staticmethod
     def builder() -> ServerBuilder:
@@ -77,6 +102,22 @@ class RpcServer:
         if self._identity is None:
             raise ConfigurationError("the server has no identity before it was started")
         return self._identity.fingerprint
+
+    def statistics(self) -> ServerStatistics:
+        """A snapshot of what is held for all clients together."""
+        listener = self._listener
+        sessions = [peer_statistics(session._peer) for session in self._context.sessions]
+        return ServerStatistics(
+            sessions=len(sessions),
+            half_open=0 if self._acceptor is None else self._acceptor.half_open,
+            calls_running=sum(s.calls_running for s in sessions),
+            tasks=sum(s.tasks for s in sessions),
+            queued=sum(s.queued for s in sessions),
+            buffered=sum(s.buffered for s in sessions),
+            assembling=self._assembling.held,
+            streams_stopped=sum(s.streams_stopped for s in sessions),
+            endpoint=listener.statistics() if isinstance(listener, Endpoint) else None,
+        )
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -107,8 +148,15 @@ class RpcServer:
         if identity is None:
             identity = await asyncio.to_thread(Identity.self_signed)
         self._identity = identity
-        acceptor = QuicAcceptor(config.quic, identity.certificate_pem, identity.private_key_pem)
-        return await Endpoint.bind(config.address, acceptor=acceptor, on_connection=self._accept)
+        self._acceptor = QuicAcceptor(
+            config.quic, identity.certificate_pem, identity.private_key_pem
+        )
+        return await self._bind(self._acceptor)
+
+    async def _bind(self, acceptor: QuicAcceptor) -> Listener:
+        return await Endpoint.bind(
+            self._config.address, acceptor=acceptor, on_connection=self._accept
+        )
 
     async def run(self) -> None:
         """Serve until cancelled, or until SIGINT or SIGTERM; then drain. Starts the server where
@@ -172,7 +220,7 @@ class RpcServer:
 
     def _accept(self, connection: Connection) -> ConnectionHandler:
         session = Session(self._context)
-        peer = Peer(connection, self._config.limits, self._config.routes, session)
+        peer = Peer(connection, self._config.limits, self._config.routes, session, self._assembling)
         session._live_peer = peer
         if self._shutdown is not None:
             peer.close(Close.GOING_AWAY, "shutting down")

@@ -3,8 +3,8 @@
     python examples/audio_stream.py [reliable|realtime]
 
 The sender is a "microphone" that hums for a second. The receiver measures how loud it is and how
-old each sample is when it arrives: the 10 ms that its frame took to fill, and the way (both ends
-are on one machine, so one clock is right for both).
+old a sample is when it arrives: the 10 ms that its frame took to fill, and the way (both ends are
+on one machine, so one clock is right for both).
 """
 
 import asyncio

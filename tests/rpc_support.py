@@ -36,13 +36,13 @@ def virtual(test: Test) -> Callable[..., None]:
     return run
 
 
-def real(test: Test) -> Callable[..., None]:
+def real(test: Test, *, seconds: float = 60) -> Callable[..., None]:
     """Run a test on a real loop; one that hangs fails."""
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
         async def limited() -> None:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(seconds):
                 await test(*args, **kwargs)
 
         asyncio.run(_silently(limited()))
@@ -200,7 +200,7 @@ async def raw_client(
 async def session_of(server: RpcServer) -> Session:
     """The one session of a server, once it is there."""
     while not server.context.sessions:  # noqa: ASYNC110 - a few turns
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
     (session,) = server.context.sessions
     return session
 
@@ -213,7 +213,8 @@ def idle(session: Any) -> bool:
         peer.calls
         or peer.senders
         or peer.receivers
-        or peer._write_waiters
+        or peer._call_waiters
+        or peer._event_waiters
         or peer._slot_waiters
         or peer._stream_waiters
         or dispatcher.tasks

@@ -12,6 +12,7 @@ from echostream.client import RpcClient
 from echostream.codes import Close
 from echostream.errors import ConfigurationError, ConnectionClosed
 from echostream.rpc.registry import listener
+from echostream.rpc.session import Session
 from echostream.server import RpcServer
 from echostream.testing import connected_pair, run_virtual
 from echostream.transport.identity import Identity
@@ -35,13 +36,33 @@ def test_events_that_arrived_before_the_client_left_are_handled() -> None:
         async with connected_pair(server) as (_, client):
             for value in range(5):
                 await client.emit("number", value)
-            await client._peer.wait_writable()
+            await client._peer.wait_event_room()
             await asyncio.sleep(0.05)
             client._peer.close(Close.OK)
             await asyncio.sleep(2)
 
     run_virtual(main())
     assert heard == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("welcome", [True, False])
+def test_events_wait_for_the_hooks_also_when_the_client_has_left(welcome: bool) -> None:
+    heard, server = listening()
+
+    async def on_connect(session: Session) -> None:
+        await asyncio.sleep(1)
+        if not welcome:
+            raise ConnectionClosed("not you")
+
+    async def main() -> None:
+        async with connected_pair(server.on_connect(on_connect)) as (_, client):
+            await client.emit("number", 1)
+            await client.emit("number", 2)
+            await client.close()
+            await asyncio.sleep(3)
+
+    run_virtual(main())
+    assert heard == ([1, 2] if welcome else [])
 
 
 def test_events_of_a_client_that_failed_are_dropped() -> None:
@@ -121,7 +142,7 @@ def test_silence_is_not_taken_for_an_answer() -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("host", ["nowhere.invalid", "a..b", "x" * 80])
+@pytest.mark.parametrize("host", ["a..b", "x" * 80])  # refused before anybody is asked
 def test_a_name_that_does_not_exist(host: str) -> None:
     async def main() -> None:
         with pytest.raises(ConnectionClosed, match="cannot be resolved"):

@@ -40,7 +40,7 @@ ANNOTATIONS_UP = {
 
 # Third-party package -> the modules that may import it (a name stands for all below it).
 DOORS: dict[str, set[str]] = {
-    "aioquic": {"echostream.transport.quic"},
+    "aioquic": {"echostream.transport.quic", "echostream._ext.quic_path"},
     "av": {"echostream.contrib"},
     "click": {"echostream.cli"},
     "cryptography": {"echostream.transport"},

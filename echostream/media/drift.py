@@ -9,8 +9,8 @@ drift from what the prediction misses: a ratio that is at its bound, or on its w
 jump of the level, teaches it nothing wrong. Its bandwidth starts at 0.128 Hz and halves every 4 s
 down to 0.016 Hz. What a clock filter knows of the drift is fed forward, and only the rest is
 learned. The *law* leads the level back: in proportion to the error, and from 2 ms on along a
-parabola, as a train brakes before the station. The ratio itself moves by at most
-``max_slew_ppm`` per second, so that no listener hears it move.
+parabola, as a train brakes before the station. The ratio itself moves by at most ``max_slew_ppm``
+per second, so that no listener hears it move.
 """
 
 from __future__ import annotations

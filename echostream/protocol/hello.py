@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from echostream._version import __version__
@@ -18,6 +18,7 @@ MAX_HELLO = 64 * 1024
 SMALLEST_MESSAGE = 4096
 """The least that a limit `message_size` can be."""
 _FLOORS = {"message_size": SMALLEST_MESSAGE, "nesting": 4, "items": 64, "calls": 1, "streams": 1}
+_LOCAL_FLOORS = {"assembly": 65_536, "assembly_total": 65_536, "stall": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,11 @@ class Limits:
     ``message_size``: bytes of payload of one call, event or item. ``nesting`` and ``items``: depth
     and number of entries of one payload. ``calls``: handlers that run at once for one connection.
     ``streams``: media streams that one connection holds open.
+
+    These stay with this side; who passes one has its stream stopped, with ``Reset.TOO_LARGE`` or
+    ``Reset.TOO_SLOW``. ``assembly``: bytes of messages of one connection that have begun to arrive
+    and are not complete; ``assembly_total``: the same for all connections of a server. ``stall``:
+    seconds within which an unfinished message must grow by as many KiB, or end.
     """
 
     message_size: int = 4 * 1024 * 1024
@@ -34,11 +40,14 @@ class Limits:
     items: int = 65_536
     calls: int = 128
     streams: int = 64
+    assembly: int = 32 * 1024 * 1024
+    assembly_total: int = 256 * 1024 * 1024
+    stall: int = 30
 
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            low = _FLOORS[f.name]
+            low = (_FLOORS | _LOCAL_FLOORS)[f.name]
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**30:
                 raise ConfigurationError(
                     f"limit {f.name}={value!r} must be a whole number from {low} to {2**30 - 1}"
@@ -61,7 +70,7 @@ class Hello:
                 "version": self.version,
                 "agent": self.agent,
                 "capabilities": list(self.capabilities),
-                "limits": asdict(self.limits),
+                "limits": {name: getattr(self.limits, name) for name in _FLOORS},
             }
         )
 

@@ -1,7 +1,8 @@
 """What arrives: stream bytes and datagrams become events, one frame at a time.
 
 Flow-control credit is given back as frames are taken out, and a stream whose consumer is full is
-paused: its bytes stay unparsed and unacknowledged to flow control, so the peer stops.
+paused: its bytes stay unparsed and unacknowledged to flow control, so the peer stops. Messages that
+have begun and do not end are bounded in bytes and in time; see ``assembly``.
 Before the peer's HELLO only its control stream is read.
 """
 
@@ -14,6 +15,7 @@ from echostream.codes import Reset, Status
 from echostream.errors import ProtocolError
 from echostream.protocol import events as ev
 from echostream.protocol import frames
+from echostream.protocol.assembly import Account, Progress
 from echostream.protocol.carrier import Carrier
 from echostream.protocol.frames import FrameParser
 from echostream.protocol.hello import MAX_HELLO, Hello, Limits
@@ -22,9 +24,6 @@ from echostream.protocol.ordering import EventOrder
 __all__ = ["Inbox"]
 
 FIELDS_ALLOWANCE = 32 * 1024
-MAX_INCOMPLETE = 16
-"""Messages of the largest size that may be incomplete at a time, all streams together. Credit is
-given for incomplete ones, so flow control does not bound them."""
 
 
 class _Incoming:
@@ -34,20 +33,22 @@ class _Incoming:
         "alias",
         "ended",
         "fin",
-        "incomplete",
+        "held",
         "owed",
         "parser",
         "paused",
+        "progress",
         "queued",
         "stream_id",
     )
 
-    def __init__(self, stream_id: int, max_length: int) -> None:
+    def __init__(self, stream_id: int, max_length: int, stall: float) -> None:
         self.stream_id = stream_id
         self.parser = FrameParser(max_length)
         self.alias = -1
+        self.progress = Progress(stall)
+        self.held = 0
         self.owed = 0
-        self.incomplete = 0
         self.fin = False
         self.ended = False
         self.paused = False
@@ -58,7 +59,11 @@ class Inbox:
     """The receiving half of a protocol session."""
 
     def __init__(
-        self, carrier: Carrier, limits: Limits, refuse: Callable[[int, Status, str], None]
+        self,
+        carrier: Carrier,
+        limits: Limits,
+        refuse: Callable[[int, Status, str], None],
+        total: Account | None = None,
     ) -> None:
         self._carrier = carrier
         self._max_length = limits.message_size + FIELDS_ALLOWANCE
@@ -69,12 +74,16 @@ class Inbox:
         self._ready: deque[_Incoming] = deque()
         self._events: deque[ev.ProtocolEvent] = deque()
         self._datagrams = FrameParser(64 * 1024)
+        self._stall = limits.stall
+        self._account = Account(limits.assembly, total)
+        self._unfinished: dict[int, _Incoming] = {}
         self._order = EventOrder()
         self._greeted = False
         self._failed = False
-        self._incomplete = 0
         self.frames = 0
         self.oversize = 0
+        self.stopped_slow = 0
+        self.stopped_large = 0
         self.repeated_events = 0
         self.bad_datagrams = 0
         self._on: dict[int, Callable[[FrameParser, _Incoming], ev.ProtocolEvent | None]] = {
@@ -93,17 +102,42 @@ class Inbox:
             frames.MEDIA: self._on_media,
         }
 
+    @property
+    def assembling(self) -> int:
+        """Bytes held of messages that are not complete."""
+        return self._account.held
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether some message is: :meth:`check_progress` then wants to be called now and then."""
+        return bool(self._unfinished)
+
+    def check_progress(self, now: float) -> None:
+        """Stop the streams whose message has stalled. Call it once a second or so."""
+        for incoming in tuple(self._unfinished.values()):
+            if incoming.progress.stalled(now):
+                self.stopped_slow += 1
+                self._refuse_rest(incoming, Reset.TOO_SLOW)
+
+    def close(self) -> None:
+        """The connection ended: give back what was counted for it."""
+        self._unfinished.clear()
+        self._account.close()
+
     def receive_stream(self, stream_id: int, data: bytes, fin: bool) -> None:
         """In-order bytes of a QUIC stream."""
         incoming = self._incoming.get(stream_id)
         if incoming is None:
             incoming = self._incoming[stream_id] = _Incoming(
-                stream_id, MAX_HELLO if stream_id == self._control_id else self._max_length
+                stream_id,
+                MAX_HELLO if stream_id == self._control_id else self._max_length,
+                self._stall,
             )
         if data:
             incoming.owed += len(data)
             if not incoming.ended:
                 incoming.parser.feed(data)
+                incoming.progress.grew(len(data))
         incoming.fin = incoming.fin or fin
         if not incoming.queued:
             incoming.queued = True
@@ -150,6 +184,7 @@ class Inbox:
         incoming = self._incoming.get(stream_id)
         if incoming is not None:
             incoming.paused = True
+            self._hold(incoming, incoming.held)
 
     def resume(self, stream_id: int) -> None:
         """The consumer has room again; the caller then polls :meth:`next_event`."""
@@ -191,6 +226,8 @@ class Inbox:
                     self._exhausted(incoming)
                     return None
                 self.frames += 1
+                if incoming.held:
+                    incoming.progress.restart()
                 if not self._greeted and parser.type != frames.HELLO:
                     raise ProtocolError(f"frame of type {parser.type:#x} before HELLO")
                 if parser.oversize:
@@ -218,25 +255,46 @@ class Inbox:
         """Nothing more is taken out of this stream; what it holds is let go."""
         incoming.ended = True
         incoming.parser = FrameParser(0)
-        self._incomplete -= incoming.incomplete
-        incoming.incomplete = 0
+        self._hold(incoming, 0)
         self._give_credit(incoming)
+
+    def _hold(self, incoming: _Incoming, held: int) -> bool:
+        """Count what is held of an unfinished message; ``False`` when that is too much."""
+        more = held - incoming.held
+        within = self._account.change(more) or more <= 0
+        incoming.held = held
+        if held and not incoming.paused:
+            self._unfinished[incoming.stream_id] = incoming
+        elif self._unfinished.pop(incoming.stream_id, None) is not None:
+            incoming.progress.restart()
+        return within
+
+    def _refuse_rest(self, incoming: _Incoming, code: Reset) -> None:
+        """Give a stream up in the middle of a message."""
+        if incoming.stream_id == self._control_id:
+            self._fail("the control stream stalled inside a frame")
+            return
+        self._carrier.stop_stream(incoming.stream_id, code)
+        self._drop(incoming)
+        if incoming.alias >= 0:
+            self._events.append(
+                ev.StreamAborted(incoming.alias, code, "stopped here inside a packet")
+            )
 
     def _exhausted(self, incoming: _Incoming) -> None:
         self._ready.popleft()
         incoming.queued = False
         self._give_credit(incoming)
-        incomplete = incoming.parser.buffered
-        if incomplete != incoming.incomplete:
-            self._incomplete += incomplete - incoming.incomplete
-            incoming.incomplete = incomplete
-            if self._incomplete > MAX_INCOMPLETE * self._max_length:
-                raise ProtocolError(f"{self._incomplete} bytes of incomplete frames")
+        held = incoming.parser.buffered
         if not incoming.fin:
+            if held != incoming.held and not self._hold(incoming, held):
+                self.stopped_large += 1
+                self._refuse_rest(incoming, Reset.TOO_LARGE)
             return
         self._incoming.pop(incoming.stream_id, None)
-        self._incomplete -= incomplete
-        if incomplete:
+        if incoming.held:
+            self._hold(incoming, 0)
+        if held:
             raise ProtocolError("ended inside a frame")
         if incoming.stream_id == self._control_id:
             raise ProtocolError("the control stream was ended")

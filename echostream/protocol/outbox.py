@@ -36,7 +36,8 @@ LANE_LIMIT = 256 * 1024
 LARGE_LIMIT = 1024 * 1024
 """The same for all large calls together: one more leaves when less than this is unacknowledged."""
 QUEUE_HIGH = 1024 * 1024
-"""Bytes that wait here above which callers and emitters wait, until there are :data:`QUEUE_LOW`."""
+"""Bytes of calls that wait here above which callers wait, until there are :data:`QUEUE_LOW`; the
+same for events and emitters."""
 QUEUE_LOW = 256 * 1024
 EVENT_OVERHEAD = 256
 """Bytes that a queued event counts beyond its payload: what Python needs to keep one."""
@@ -51,8 +52,9 @@ _Event: TypeAlias = tuple[float, str, bytes, bytes | None, int]
 class Outbox:
     """The sending half of a protocol session. Nothing is written before :meth:`flush`.
 
-    ``queued_bytes`` wait here. ``expired``: frames that were dropped because their deadline
-    passed; ``expired_calls``: ids of the calls among them, for the caller to take out.
+    ``event_bytes`` of events and ``call_bytes`` of all else wait here. ``expired``: frames that
+    were dropped because their deadline passed; ``expired_calls``: ids of the calls among them, for
+    the caller to take out.
     """
 
     __slots__ = (
@@ -71,9 +73,10 @@ class Outbox:
         "_large_ids",
         "_streams",
         "_turn",
+        "call_bytes",
+        "event_bytes",
         "expired",
         "expired_calls",
-        "queued_bytes",
     )
 
     def __init__(self, carrier: Carrier) -> None:
@@ -92,19 +95,20 @@ class Outbox:
         self._large_events: dict[str, int] = {}
         self._large_before = -1
         self._turn = 0
-        self.queued_bytes = 0
+        self.call_bytes = 0
+        self.event_bytes = 0
         self.expired = 0
         self.expired_calls: list[int] = []
 
     def control(self, frame: bytes) -> None:
         """Queue for the control stream."""
         self._control.append(frame)
-        self.queued_bytes += len(frame)
+        self.call_bytes += len(frame)
 
     def stream(self, alias: int, frame: bytes) -> None:
         """Queue a control frame of a media stream; those of one alias stay in order."""
         self._streams.append(((alias >> 1) % CALL_LANES, frame))
-        self.queued_bytes += len(frame)
+        self.call_bytes += len(frame)
 
     def call(
         self, frame: bytes, priority: int = 3, deadline: float = _NEVER, call_id: int = -1
@@ -114,7 +118,7 @@ class Outbox:
             self._large.append((deadline, call_id, frame))
         else:
             self._calls[priority].append((deadline, call_id, frame))
-        self.queued_bytes += len(frame)
+        self.call_bytes += len(frame)
 
     def event(
         self,
@@ -129,7 +133,7 @@ class Outbox:
         The number is given when it is written, so that an expired event leaves no gap."""
         lane = crc32(name.encode()) % EVENT_LANES
         self._events[lane].append((deadline, name, payload, metadata, priority))
-        self.queued_bytes += len(payload) + EVENT_OVERHEAD
+        self.event_bytes += len(payload) + EVENT_OVERHEAD
 
     def drop_expired(self, now: float) -> None:
         """Drop the calls that are too old now, also behind others that cannot leave."""
@@ -138,15 +142,25 @@ class Outbox:
             queue.clear()
             for entry in entries:
                 if entry[0] <= now:
-                    self.queued_bytes -= len(entry[2])
+                    self.call_bytes -= len(entry[2])
                     self._expire(entry[1])
                 else:
                     queue.append(entry)
 
+    def clear(self) -> None:
+        """Nothing will leave any more."""
+        for calls in (*self._calls, self._large):
+            calls.clear()
+        for events in self._events:
+            events.clear()
+        self._control.clear()
+        self._streams.clear()
+        self.call_bytes = self.event_bytes = 0
+
     @property
     def idle(self) -> bool:
         """Whether nothing waits here."""
-        return self.queued_bytes == 0
+        return not self.call_bytes and not self.event_bytes
 
     def is_lane(self, stream_id: int) -> bool:
         """Whether a QUIC stream of ours is to stay open as long as the connection."""
@@ -156,6 +170,10 @@ class Outbox:
             or stream_id in self._event_lanes
         )
 
+    def is_large(self, stream_id: int) -> bool:
+        """Whether a QUIC stream of ours carries one large call."""
+        return stream_id in self._large_ids
+
     def open_control(self, hello: bytes) -> None:
         """Open the control stream with HELLO. Called once, before anything else is flushed."""
         self._control_id = self._carrier.open_stream(False)
@@ -163,12 +181,12 @@ class Outbox:
 
     def flush(self, now: float) -> None:
         """Write what may leave now. What waits for lane space stays."""
-        if not self.queued_bytes:
+        if not self.call_bytes and not self.event_bytes:
             return
         if self._control:
             data = b"".join(self._control)
             self._control.clear()
-            self.queued_bytes -= len(data)
+            self.call_bytes -= len(data)
             self._carrier.send_stream(self._control_id, data, False)
         if self._streams:
             self._write_stream_control()
@@ -189,7 +207,7 @@ class Outbox:
 
     def _write_stream_control(self) -> None:
         for index, frame in self._streams:
-            self.queued_bytes -= len(frame)
+            self.call_bytes -= len(frame)
             self._carrier.send_stream(self._lane(self._call_lanes, index), frame, False)
         self._streams.clear()
 
@@ -208,7 +226,7 @@ class Outbox:
         for queue in self._calls:
             while queue and space > 0:
                 deadline, call_id, frame = queue.popleft()
-                self.queued_bytes -= len(frame)
+                self.call_bytes -= len(frame)
                 if deadline < now:
                     self._expire(call_id)
                     continue
@@ -224,7 +242,7 @@ class Outbox:
         space = LARGE_LIMIT - sum(map(buffered, self._large_ids))
         while self._large and space > 0:
             deadline, call_id, frame = self._large.popleft()
-            self.queued_bytes -= len(frame)
+            self.call_bytes -= len(frame)
             if deadline < now:
                 self._expire(call_id)
                 continue
@@ -250,7 +268,7 @@ class Outbox:
             small = len(payload) < OWN_STREAM_SIZE
             if deadline < now:
                 queue.popleft()
-                self.queued_bytes -= len(payload) + EVENT_OVERHEAD
+                self.event_bytes -= len(payload) + EVENT_OVERHEAD
                 self.expired += 1
                 continue
             if not small:
@@ -258,7 +276,7 @@ class Outbox:
                 if self._carrier.buffered(large) >= LANE_LIMIT:
                     break
             queue.popleft()
-            self.queued_bytes -= len(payload) + EVENT_OVERHEAD
+            self.event_bytes -= len(payload) + EVENT_OVERHEAD
             age_us = -1 if deadline == _NEVER else int((deadline - now) * 1e6)
             self._event_number = number = self._event_number + 1
             if small:

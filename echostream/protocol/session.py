@@ -10,6 +10,7 @@ from __future__ import annotations
 from echostream.codes import Close, Reset, Status
 from echostream.errors import ResourceExhausted
 from echostream.protocol import frames
+from echostream.protocol.assembly import Account
 from echostream.protocol.carrier import Carrier
 from echostream.protocol.frames import encode_frame
 from echostream.protocol.hello import SMALLEST_MESSAGE, Hello, Limits
@@ -26,16 +27,17 @@ _NEVER = float("inf")
 class ProtocolSession:
     """Both halves of one connection.
 
-    ``peer`` is the peer's HELLO, the minimum of version 1 until it came.
+    ``peer`` is the peer's HELLO, the minimum of version 1 until it came. ``total`` counts the
+    unfinished messages of all sessions of a server.
     """
 
-    def __init__(self, carrier: Carrier, limits: Limits) -> None:
+    def __init__(self, carrier: Carrier, limits: Limits, total: Account | None = None) -> None:
         self._carrier = carrier
         self.limits = limits
         self.peer = Hello()
         self.greeted = False
         self.outbox = Outbox(carrier)
-        self.inbox = Inbox(carrier, limits, self.fail_call)
+        self.inbox = Inbox(carrier, limits, self.fail_call, total)
         self._next_call = 0 if carrier.is_client else 1
         self._next_alias = 0 if carrier.is_client else 1
         self.last_peer_call = -1

@@ -103,7 +103,7 @@ class Caller:
         decode = peer.decode if returns is None else peer.decoder(returns)
         left = timeout
         expires_at = _deadline(peer, max_age)
-        if peer.busy or peer.outbox.queued_bytes > QUEUE_HIGH or len(peer.calls) >= peer.call_limit:
+        if peer.busy or peer.outbox.call_bytes > QUEUE_HIGH or len(peer.calls) >= peer.call_limit:
             left = await _wait_turn(peer, method, timeout, max_age)
         loop = peer.loop
         call_id = peer.protocol.start_call(
@@ -157,8 +157,8 @@ class Caller:
         data = peer.encode(payload)
         extra = None if metadata is None else encode_metadata(metadata)
         expires_at = _deadline(peer, max_age)
-        if peer.busy or peer.outbox.queued_bytes > QUEUE_HIGH:
-            await peer.wait_writable()
+        if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH:
+            await peer.wait_event_room()
         if delivery == "realtime":
             peer.protocol.emit_datagram(event, data, extra, None if max_age is None else expires_at)
         else:
@@ -212,7 +212,7 @@ class Caller:
     ) -> bool:
         """Emit what is encoded already; ``False`` where it would have to wait."""
         peer = self._live_peer
-        if peer is None or peer.busy or peer.outbox.queued_bytes > QUEUE_HIGH:
+        if peer is None or peer.busy or peer.outbox.event_bytes > QUEUE_HIGH:
             return False
         try:
             peer.protocol.emit(event, data, metadata, deadline=_deadline(peer, max_age))

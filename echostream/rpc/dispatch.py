@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from echostream.codes import Close, Reset, Status
 from echostream.errors import ConnectionClosed, InvalidPayload, RpcError
 from echostream.protocol import events as ev
+from echostream.protocol.outbox import QUEUE_HIGH
 from echostream.rpc.call import Call, _current, decode_metadata
 from echostream.rpc.registry import Registry, Route
 
@@ -30,11 +31,17 @@ logger = logging.getLogger("echostream.rpc")
 
 MAX_UNHANDLED_EVENTS = 1024
 MAX_UNHANDLED_BYTES = 1024 * 1024
+MAX_WAITING_BYTES = 8 * 1024 * 1024
+"""Bytes of the calls that wait for a handler's turn, or for ``on_connect``."""
+HINTS = 32
+"""Unknown names of one peer that are compared with the known ones: that is dear, and whoever meant
+well has read it by then."""
 MAX_EARLY_CANCELS = 4096
 """Calls that were cancelled and not seen: their REQUEST may still come, on another QUIC stream."""
 CANCELLED = "the handler was cancelled"
 LISTENER_GRACE_S = 5.0
 """How long listeners may go on with what had arrived before the peer left."""
+YIELD_EVERY = 64
 STOP_S = 1.0
 """How long the end of a connection waits for its tasks to take their cancellation."""
 
@@ -64,6 +71,8 @@ class Dispatcher:
         self._over = False
         self._grace_s = STOP_S
         self._waiting: dict[int, tuple[ev.RequestReceived, float]] = {}
+        self._waiting_bytes = 0
+        self._hints = HINTS
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._silenced: set[int] = set()
@@ -87,6 +96,11 @@ class Dispatcher:
     def running_calls(self) -> int:
         """Handlers that run now."""
         return len(self._calls)
+
+    @property
+    def has_early_events(self) -> bool:
+        """Whether :meth:`start` would find events to handle."""
+        return not self._ready and bool(self._queues)
 
     @property
     def tasks(self) -> int:
@@ -130,7 +144,7 @@ class Dispatcher:
         self._timers.clear()
         for call_id in list(self._calls):
             self._stop(call_id)
-        self._grace_s = LISTENER_GRACE_S if orderly and self._listeners else STOP_S
+        self._grace_s = LISTENER_GRACE_S if orderly and self._queues else STOP_S
         if not orderly:
             self._cancel_listeners()
         self._task_done()
@@ -178,7 +192,10 @@ class Dispatcher:
             if event.timeout_us >= 0:
                 deadline = peer.connection.clock() + event.timeout_us / 1e6
             self._start(event, deadline)
-        elif len(self._waiting) >= self._max_calls:
+        elif (
+            len(self._waiting) >= self._max_calls
+            or self._waiting_bytes + len(event.payload) > MAX_WAITING_BYTES
+        ):
             peer.refuse(
                 call_id,
                 Status.RESOURCE_EXHAUSTED,
@@ -186,6 +203,7 @@ class Dispatcher:
             )
         else:
             self._waiting[call_id] = event, peer.connection.clock()
+            self._waiting_bytes += len(event.payload)
 
     def cancel(self, event: ev.CallCancelled) -> None:
         """The peer does not want the result any more."""
@@ -193,20 +211,23 @@ class Dispatcher:
         if call_id in self._calls:
             if not self._stop(call_id):
                 self._peer.refuse(call_id, Status.CANCELLED, CANCELLED)
-        elif self._waiting.pop(call_id, None) is not None:
+        elif call_id in self._waiting:
+            event_, _ = self._waiting.pop(call_id)
+            self._waiting_bytes -= len(event_.payload)
             self._peer.refuse(call_id, Status.CANCELLED, CANCELLED)
             self._task_done()
         else:
             self._early_cancels[call_id] = None
             if len(self._early_cancels) > MAX_EARLY_CANCELS:
                 del self._early_cancels[next(iter(self._early_cancels))]
+            self._peer.stray()
 
     def _start(self, event: ev.RequestReceived, deadline: float | None) -> None:
         peer = self._peer
         call_id = event.call_id
         route = self._routes.handlers.get(event.method)
         if route is None:
-            hint = self._routes.handlers.suggestion(event.method)
+            hint = self._hint(self._routes.handlers, event.method)
             peer.refuse(call_id, Status.UNIMPLEMENTED, f"no handler {event.method[:128]!r}{hint}")
             return
         try:
@@ -223,6 +244,7 @@ class Dispatcher:
         while self._waiting and self._ready and len(self._calls) < self._max_calls:
             call_id = next(iter(self._waiting))
             event, arrived = self._waiting.pop(call_id)
+            self._waiting_bytes -= len(event.payload)
             self._start(event, None if event.timeout_us < 0 else arrived + event.timeout_us / 1e6)
 
     def _expire(self, call_id: int) -> None:
@@ -267,6 +289,8 @@ class Dispatcher:
             metadata = decode_metadata(event.metadata)
             _current.set(Call(route.name, metadata, deadline, peer.connection.clock))
             result = await route.call(self._context, argument)
+            if peer.outbox.call_bytes > QUEUE_HIGH:
+                await peer.wait_call_room()  # the call counts as running until there is room
             if call_id not in self._silenced and not self._over:
                 self._answer(route, event, result)
         except asyncio.CancelledError:
@@ -376,6 +400,8 @@ class Dispatcher:
                     logger.error("listener %r failed", route.name, exc_info=exc)
             self.events_handled += 1
             self._event_handled(len(event.payload))
+            if not self.events_handled % YIELD_EVERY:
+                await asyncio.sleep(0)  # a backlog must not keep the loop
         self._queues.pop(route.name, None)
 
     def _event_handled(self, size: int) -> None:
@@ -407,7 +433,7 @@ class Dispatcher:
             message = f"limit streams={limit} open for one connection"
             self._refuse_stream(alias, Status.RESOURCE_EXHAUSTED, message)
         elif route is None:
-            hint = self._routes.streams.suggestion(event.name)
+            hint = self._hint(self._routes.streams, event.name)
             message = f"no stream handler {event.name[:128]!r}{hint}"
             self._refuse_stream(alias, Status.UNIMPLEMENTED, message)
         elif not self._ready:
@@ -455,6 +481,12 @@ class Dispatcher:
             if not self._over or not isinstance(exc, ConnectionClosed):
                 logger.error("stream handler %r failed", route.name, exc_info=exc)
             receiver.close(Reset.HANDLER_FAILED)
+
+    def _hint(self, known: Registry, name: str) -> str:
+        if self._hints <= 0:
+            return ""
+        self._hints -= 1
+        return known.suggestion(name)
 
     # Tasks.
 

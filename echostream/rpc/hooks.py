@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
+from echostream.rpc.dispatch import LISTENER_GRACE_S
+
 if TYPE_CHECKING:
     from echostream.rpc.peer import Peer
 
@@ -25,13 +27,16 @@ async def run_hooks_until_error(hooks: Hooks, argument: Any) -> None:
 
 async def run_hooks_while_open(hooks: Hooks, argument: Any, peer: Peer) -> None:
     """The same, but when the connection ends they are cancelled and ``ConnectionClosed`` is
-    raised. A hook that raises CancelledError by itself is a ``RuntimeError``."""
+    raised; after ``LISTENER_GRACE_S`` where events of a peer that left in an orderly way wait for
+    them. A hook that raises CancelledError by itself is a ``RuntimeError``."""
     if not hooks:
         return
     running = asyncio.ensure_future(run_hooks_until_error(hooks, argument))
     closed = asyncio.ensure_future(peer.wait_closed())
     try:
         await asyncio.wait((running, closed), return_when=asyncio.FIRST_COMPLETED)
+        if not running.done() and peer.dispatcher.has_early_events:
+            await asyncio.wait((running,), timeout=LISTENER_GRACE_S)
     finally:
         closed.cancel()
         if not running.done():

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
-from echostream.codes import Close, Status
+from echostream.codes import Close, Reset, Status
 from echostream.errors import (
     ConnectionClosed,
     DeadlineExceeded,
@@ -22,12 +22,14 @@ from echostream.errors import (
 )
 from echostream.protocol import events as ev
 from echostream.protocol import payload as payloads
+from echostream.protocol.assembly import Account
 from echostream.protocol.hello import Limits
 from echostream.protocol.outbox import QUEUE_HIGH, QUEUE_LOW
 from echostream.protocol.session import ProtocolSession, clip
 from echostream.rpc.dispatch import Dispatcher, Routes
 from echostream.transport import engine as en
 from echostream.transport.connection import Connection, closed_error
+from echostream.transport.quic.budget import Budget
 
 if TYPE_CHECKING:
     from echostream.rpc.stream import StreamReceiver, StreamSender
@@ -37,21 +39,39 @@ __all__ = ["Peer"]
 logger = logging.getLogger("echostream.rpc")
 
 HELLO_TIMEOUT_S = 10.0
+UNREAD_LIMIT = 4 * 1024 * 1024
+"""Bytes above ``QUEUE_HIGH`` and the largest message: refusals that the peer does not read."""
+PROGRESS_S = 1.0
+"""How often unfinished messages are looked at, while there are any."""
+TURN_EVENTS = 512
+"""Events that one connection has handled in one turn of the loop; then the others are served."""
+STRAY_BURST, STRAY_RATE = 4096, 1000.0
+"""Frames about calls and streams that do not exist: some follow every cancellation."""
+_STOPPED: dict[int, str] = {
+    Reset.TOO_SLOW: "it grew by less than the peer's limit stall allows",
+    Reset.TOO_LARGE: "more was unfinished than the peer's limit assembly allows",
+}
 
 
 class Peer:
     """One live connection, as both sides use it. ``context`` is what handlers are given."""
 
     def __init__(
-        self, connection: Connection, limits: Limits, routes: Routes, context: Any
+        self,
+        connection: Connection,
+        limits: Limits,
+        routes: Routes,
+        context: Any,
+        total: Account | None = None,
     ) -> None:
         self.connection = connection
         self.loop = asyncio.get_running_loop()
-        self.protocol = ProtocolSession(connection.engine, limits)
+        self.protocol = ProtocolSession(connection.engine, limits, total)
         self.calls: dict[int, asyncio.Future[bytes] | None] = {}
         self.senders: dict[int, StreamSender] = {}
         self.receivers: dict[int, StreamReceiver] = {}
         self.busy = False
+        """Whether a call or event has to look at more than the limits: the end, or GOAWAY."""
         self.outbox = self.protocol.outbox
         self.call_limit = self.protocol.peer.limits.calls
         self._depth = self._items = 0
@@ -61,14 +81,20 @@ class Peer:
         self.dispatcher = Dispatcher(self, routes, context, limits.calls)
         self._ended: ConnectionClosed | None = None
         self._going_away = ""
-        self._draining = False
         self._greeted: asyncio.Future[None] = self.loop.create_future()
         self._greeted.add_done_callback(_retrieve)
         self._closed: asyncio.Future[None] = self.loop.create_future()
-        self._write_waiters: deque[asyncio.Future[None]] = deque()
+        self._call_waiters: deque[asyncio.Future[None]] = deque()
+        self._event_waiters: deque[asyncio.Future[None]] = deque()
+        self._drain_waiters: deque[asyncio.Future[None]] = deque()
         self._slot_waiters: deque[asyncio.Future[None]] = deque()
         self._stream_waiters: dict[int, list[tuple[int, asyncio.Future[None]]]] = {}
         self._pumping = False
+        self._pumped = 0
+        self._turn_events: float = TURN_EVENTS
+        self._resting: asyncio.Handle | None = None
+        self._strays = Budget(STRAY_BURST, STRAY_RATE)
+        self._progress_timer: asyncio.TimerHandle | None = None
         self._hello_timer = self.loop.call_later(HELLO_TIMEOUT_S, self._no_hello)
         self._on: dict[type, Callable[[Any], None]] = {
             ev.HelloReceived: self._on_hello,
@@ -134,7 +160,6 @@ class Peer:
         """Refuse new calls, let running ones finish and queued data leave, within ``timeout`` s."""
         if self._ended is not None:
             return
-        self._draining = True
         self.dispatcher.refuse_calls(message)
         self.protocol.go_away(timeout, message)
         self.connection.wake()
@@ -142,7 +167,7 @@ class Peer:
             async with asyncio.timeout(timeout):
                 await self.dispatcher.wait_idle()
                 while not self.outbox.idle or self.connection.engine.buffered_total:
-                    await self._wait(self._write_waiters)
+                    await self._wait(self._drain_waiters)
         except (TimeoutError, ConnectionClosed):
             pass
 
@@ -169,28 +194,56 @@ class Peer:
 
     def before_flush(self, now: float) -> None:
         """Write what is queued; let those go on who waited for space."""
+        self._pumped = 0
         outbox = self.outbox
         outbox.flush(now)
         if outbox.expired_calls:
             self._fail_expired()
         if self._stream_waiters:
             self._release_stream_waiters()
-        self._update_busy()
-        if self._write_waiters and (not self.busy or (self._draining and outbox.idle)):
-            _release(self._write_waiters)
+        if self._call_waiters and outbox.call_bytes <= QUEUE_LOW:
+            _release(self._call_waiters)
+        if self._event_waiters and outbox.event_bytes <= QUEUE_LOW:
+            _release(self._event_waiters)
+        if self._drain_waiters:
+            _release(self._drain_waiters)
 
     def pump(self) -> None:
-        """Take out and dispatch what the inbox has."""
-        if self._pumping or self._ended is not None:
+        """Take out and dispatch what the inbox has; a flood continues on the loop's next turn."""
+        if self._pumping or self._ended is not None or self._resting is not None:
             return
         self._pumping = True
+        inbox = self.protocol.inbox
         try:
-            next_event = self.protocol.inbox.next_event
+            next_event = inbox.next_event
             on = self._on
             while (event := next_event()) is not None:
                 on[type(event)](event)
+                self._pumped += 1
+                if self._pumped >= self._turn_events:
+                    self._resting = self.loop.call_soon(self._go_on)
+                    break
         finally:
             self._pumping = False
+        if inbox.unfinished and self._progress_timer is None:
+            self._progress_timer = self.loop.call_later(PROGRESS_S, self._check_progress)
+
+    def _go_on(self) -> None:
+        self._resting = None
+        self._pumped = 0
+        self.pump()
+        self.connection.wake()
+
+    def _check_progress(self) -> None:
+        self._progress_timer = None
+        self.protocol.inbox.check_progress(self.connection.clock())
+        self.pump()
+        self.connection.wake()
+
+    def stray(self) -> None:
+        """A frame came about what does not exist (any more): a few are normal."""
+        if not self._strays.spend(self.connection.clock()):
+            self.close(Close.EXCESSIVE_LOAD, "too many frames about calls or streams unknown here")
 
     def resume(self, stream_id: int) -> None:
         """A consumer has room again for what a stream carries."""
@@ -202,22 +255,14 @@ class Peer:
 
     # Waiting.
 
-    def _update_busy(self) -> None:
-        queued = self.outbox.queued_bytes
-        self.busy = (
-            self._ended is not None
-            or bool(self._going_away)
-            or queued > (QUEUE_LOW if self._write_waiters else QUEUE_HIGH)
-        )
-
     async def wait_call_slot(self, timeout: float | None) -> None:
         """Wait until the peer takes one more call and there is room to queue it."""
         try:
             async with asyncio.timeout(timeout):
-                await self.wait_writable()
+                await self.wait_call_room()
                 while len(self.calls) >= self.call_limit:
                     await self._wait(self._slot_waiters)
-                    await self.wait_writable()
+                    await self.wait_call_room()
         except TimeoutError:
             self._release_slot()
             raise DeadlineExceeded(
@@ -231,12 +276,16 @@ class Peer:
             self._release_slot()
             raise Unavailable(f"the peer takes no new calls: {self._going_away}")
 
-    async def wait_writable(self) -> None:
-        """Wait until queued frames are below the mark."""
+    async def wait_call_room(self) -> None:
         self.check_open()
-        while self.outbox.queued_bytes > QUEUE_HIGH:
-            self.connection.wake()
-            await self._wait(self._write_waiters)
+        while self.outbox.call_bytes > QUEUE_HIGH:
+            await self._wait(self._call_waiters)
+
+    async def wait_event_room(self) -> None:
+        """Wait until so few events are queued that another one may be."""
+        self.check_open()
+        while self.outbox.event_bytes > QUEUE_HIGH:
+            await self._wait(self._event_waiters)
 
     async def wait_stream(self, stream_id: int, low: int) -> None:
         """Wait until at most ``low`` bytes of a QUIC stream of ours are unacknowledged."""
@@ -251,9 +300,10 @@ class Peer:
         waiters.append(future)
         try:
             await future
-        finally:
+        except BaseException:
             if future in waiters:
                 waiters.remove(future)
+            raise
 
     def _release_stream_waiters(self) -> None:
         buffered = self.connection.engine.buffered
@@ -291,6 +341,7 @@ class Peer:
         """The future that an answer is for, if somebody waits for it."""
         if call_id not in self.calls:
             self.late_answers += 1
+            self.stray()
             return None
         future = self.calls.pop(call_id)
         if self._slot_waiters:
@@ -355,7 +406,7 @@ class Peer:
 
     def _on_go_away(self, event: ev.GoAwayReceived) -> None:
         self._going_away = event.message or "going away"
-        self._update_busy()
+        self.busy = True
 
     def _on_violation(self, event: ev.ProtocolViolation) -> None:
         logger.warning("peer %s broke the protocol: %.256r", self.peer_addr, event.message)
@@ -367,6 +418,8 @@ class Peer:
         sender = self.senders.get(event.alias)
         if sender is not None:
             sender.accepted(event.options)
+        else:
+            self.stray()
 
     def _on_media(self, event: ev.MediaReceived) -> None:
         receiver = self.receivers.get(event.alias)
@@ -379,6 +432,8 @@ class Peer:
         receiver = self.receivers.get(event.alias)
         if receiver is not None:
             receiver.ended(event.packets)
+        else:
+            self.stray()
 
     def _on_stream_aborted(self, event: ev.StreamAborted) -> None:
         receiver = self.receivers.get(event.alias)
@@ -389,15 +444,23 @@ class Peer:
         sender = self.senders.get(event.alias)
         if sender is not None:
             sender.stopped(event.code, event.message)
+        elif receiver is None:
+            self.stray()
 
     def _on_stream_flushed(self, event: ev.StreamFlushed) -> None:
         receiver = self.receivers.get(event.alias)
         if receiver is not None:
             receiver.flushed(event.epoch)
+        else:
+            self.stray()
 
     def _on_stop_sending(self, event: en.StopSending) -> None:
-        if self.outbox.is_lane(event.stream_id):
-            self._on_violation(ev.ProtocolViolation(f"lane {event.stream_id} was stopped"))
+        lane = self.outbox.is_lane(event.stream_id)
+        if lane or self.outbox.is_large(event.stream_id):
+            # Whoever waits for an answer to what it carried would wait for ever.
+            what = f"lane {event.stream_id}" if lane else "the stream of a large call"
+            why = _STOPPED.get(event.code, f"code {event.code:#x}")
+            self._on_violation(ev.ProtocolViolation(f"{what} was stopped: {why}"))
             return
         self.connection.engine.reset_stream(event.stream_id, event.code)
         for sender in list(self.senders.values()):
@@ -409,13 +472,22 @@ class Peer:
     def _on_closed(self, event: en.Closed) -> None:
         for receiver in list(self.receivers.values()):
             receiver.drain_inbox()
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+        self._turn_events = float("inf")
         self.pump()
         self._ended = error = closed_error(event)
+        self.protocol.inbox.close()
         self._hello_timer.cancel()
+        if self._progress_timer is not None:
+            self._progress_timer.cancel()
         self.busy = True
         waiters: list[asyncio.Future[Any]] = [
             *filter(None, self.calls.values()),
-            *self._write_waiters,
+            *self._call_waiters,
+            *self._event_waiters,
+            *self._drain_waiters,
             *self._slot_waiters,
             *(future for entries in self._stream_waiters.values() for _, future in entries),
         ]
@@ -423,6 +495,7 @@ class Peer:
             if not waiter.done():
                 waiter.set_exception(copy(error))  # each gets a traceback of its own
         self.calls.clear()
+        self.outbox.clear()
         self._stream_waiters.clear()
         for sender in list(self.senders.values()):
             sender.connection_lost(copy(error))
@@ -444,6 +517,9 @@ class Peer:
         """Answer a call with a status."""
         self.protocol.fail_call(call_id, status, message)
         self.connection.wake()
+        unread = QUEUE_HIGH + self.protocol.limits.message_size + UNREAD_LIMIT
+        if self.outbox.call_bytes > unread:
+            self.close(Close.EXCESSIVE_LOAD, "the peer asks on and does not read the answers")
 
 
 def _release(waiters: deque[asyncio.Future[None]]) -> None:

@@ -290,4 +290,5 @@ def _filled(cell: Any) -> bool:
 
 
 def _shown(function: Callable[..., Any]) -> str:
-    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
+    name = getattr(function, "__qualname__", type(function).__name__)
+    return f"{getattr(function, '__module__', type(function).__module__)}.{name}"

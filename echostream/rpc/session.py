@@ -19,7 +19,9 @@ class SessionStatistics:
 
     ``calls_pending``: ours without an answer; ``calls_running``: handlers that run for the peer.
     ``streams_out``, ``streams_in``: open media streams. ``queued``: waits here for room;
-    ``buffered``: handed to the transport and not acknowledged. ``tasks``: that serve the peer.
+    ``buffered``: handed to the transport and not acknowledged. ``assembling``: received of messages
+    that are not complete; ``streams_stopped``: because such a message grew too slowly, or they
+    were too much together. ``tasks``: that serve the peer.
     ``events_unclaimed``, ``packets_unclaimed``: nothing here wanted them. ``events_dropped``:
     datagrams for a listener that was too slow. ``frames_oversize``, ``datagrams_bad``: refused.
     ``expired``: not sent because ``max_age`` passed. ``datagrams_dropped``: by the transport.
@@ -35,6 +37,8 @@ class SessionStatistics:
     tasks: int
     queued: int
     buffered: int
+    assembling: int
+    streams_stopped: int
     late_answers: int
     events_unclaimed: int
     events_dropped: int
@@ -61,8 +65,10 @@ def peer_statistics(peer: Peer) -> SessionStatistics:
         streams_out=len(peer.senders),
         streams_in=len(peer.receivers),
         tasks=dispatcher.tasks,
-        queued=outbox.queued_bytes,
+        queued=outbox.call_bytes + outbox.event_bytes,
         buffered=info.buffered,
+        assembling=inbox.assembling,
+        streams_stopped=inbox.stopped_slow + inbox.stopped_large,
         late_answers=peer.late_answers,
         events_unclaimed=dispatcher.unclaimed_events,
         events_dropped=dispatcher.dropped_events,

@@ -72,6 +72,7 @@ class _Race:
         self, addresses: list[tuple[socket.AddressFamily, Address]], stagger: float
     ) -> Connection:
         waiting = list(addresses)
+        last = ConnectionClosed("")
         while waiting or self._tasks:
             if waiting:
                 family, address = waiting.pop(0)
@@ -88,9 +89,16 @@ class _Race:
                     address = self._tasks.pop(task)
                     return task.result()
                 self.failures.append(f"{_show(self._tasks.pop(task))}: {error}")
-                if not isinstance(error, (OSError, ConnectionClosed, ConfigurationError)):
+                if isinstance(error, ConnectionClosed):
+                    last = error
+                elif not isinstance(error, (OSError, ConfigurationError)):
                     raise error
-        raise ConnectionClosed(f"no connection ({'; '.join(self.failures)})")
+        raise ConnectionClosed(
+            f"no connection ({'; '.join(self.failures)})",
+            code=last.code,
+            reason=last.reason,
+            by_peer=last.by_peer,
+        )
 
     def running(self) -> list[Address]:
         """The addresses that have neither answered nor failed."""

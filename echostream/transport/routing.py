@@ -19,6 +19,13 @@ logger = logging.getLogger(__name__)
 CONNECTION_ID_LENGTH = 8
 """Bytes of every connection ID that this side issues: a short header does not say."""
 
+ACCEPT_BATCH = 16
+"""Connections that may begin in one turn of the loop: a handshake's first packet costs a hundred
+times what another costs. The others wait for the next turns."""
+
+POSTPONED = 512
+"""Datagrams that wait so; more of them are ignored, and an honest client repeats its own."""
+
 OnConnection: TypeAlias = Callable[[Connection], ConnectionHandler]
 """Called for each accepted connection; what it returns is attached to it."""
 
@@ -50,6 +57,7 @@ class Router:
         self._on_idle = on_idle
         self._routes: dict[bytes, Connection] = {}
         self._connections: dict[Connection, set[bytes]] = {}
+        self._postponed: list[tuple[bytes, Address]] = []
 
     @property
     def connections(self) -> list[Connection]:
@@ -72,6 +80,7 @@ class Router:
         """Feed each datagram to its connection; then, per connection, hand on its events once."""
         now = self._clock()
         routes = self._routes
+        enough = self.accepted + ACCEPT_BATCH
         touched: dict[Connection, None] = {}
         for data, address in datagrams:
             connection_id = destination_connection_id(data)
@@ -80,6 +89,9 @@ class Router:
                 continue
             connection = routes.get(connection_id)
             if connection is None:
+                if self.accepted >= enough:
+                    self._postpone(data, address)
+                    continue
                 connection = self._unknown(connection_id, data, address, now)
                 if connection is None:
                     continue
@@ -121,6 +133,18 @@ class Router:
             self._on_idle()
 
     # Private
+
+    def _postpone(self, data: bytes, address: Address) -> None:
+        if len(self._postponed) >= POSTPONED:
+            self.ignored += 1
+            return
+        if not self._postponed:
+            self._loop.call_soon(self._receive_postponed)
+        self._postponed.append((data, address))
+
+    def _receive_postponed(self) -> None:
+        postponed, self._postponed = self._postponed, []
+        self.receive(postponed)
 
     def _unknown(
         self, connection_id: bytes, data: bytes, address: Address, now: float

@@ -172,7 +172,7 @@ def test_a_failed_connection_is_exit_status_1(cli: Cli, verb: str, name: str) ->
         cli(verb, address, name, "--timeout", "0.2").complains(1, address)
 
 
-@pytest.mark.parametrize("host", ["nowhere.invalid", "a..b", "x" * 80])
+@pytest.mark.parametrize("host", ["a..b", "x" * 80])  # refused before anybody is asked
 def test_a_host_that_does_not_exist_is_exit_status_1(cli: Cli, host: str) -> None:
     cli("call", f"{host}:5000", "hello").complains(1, f"{host!r} cannot be resolved")
 

@@ -24,10 +24,10 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 from aioquic.tls import SessionTicket
 
 from echostream.transport.engine import Address, Engine
+from echostream.transport.quic.accelerated import connection_class
 from echostream.transport.quic.budget import Budget
 from echostream.transport.quic.credentials import load_credentials, quic_configuration
 from echostream.transport.quic.engine import QuicEngine
-from echostream.transport.quic.hardened import HardenedConnection
 from echostream.transport.quic.options import CONNECTION_ID_LENGTH, QuicOptions
 from echostream.transport.quic.reset_token import reset_datagram, reset_token, static_key_from
 from echostream.transport.quic.tickets import TicketStore
@@ -163,7 +163,7 @@ class QuicAcceptor:
             assert tickets is not None
             tickets.add(ticket, connection.tls.alpn_negotiated, now)
 
-        connection = HardenedConnection(
+        connection = connection_class(self._options)(
             self._options,
             configuration=self._configuration,
             static_key=self._static_key,

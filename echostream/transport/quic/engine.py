@@ -27,6 +27,7 @@ from echostream.transport.engine import (
     StreamReset,
     TicketReceived,
 )
+from echostream.transport.quic.accelerated import connection_class
 from echostream.transport.quic.credentials import load_credentials, quic_configuration, trust_in
 from echostream.transport.quic.hardened import HardenedConnection
 from echostream.transport.quic.logs import printable
@@ -72,7 +73,7 @@ def client_engine(
     if ticket is not None:
         configuration.session_ticket = decode_ticket(ticket)
     received: deque[bytes] = deque()
-    connection = HardenedConnection(
+    connection = connection_class(options)(
         options,
         configuration=configuration,
         session_ticket_handler=lambda issued: received.append(encode_ticket(issued)),

@@ -76,6 +76,8 @@ class HardenedConnection(ApplicationWriter):
     ``static_key`` makes the stateless reset tokens of a server.
     """
 
+    recovery_class: type[AdaptiveRecovery] = AdaptiveRecovery
+
     def __init__(
         self,
         options: QuicOptions,
@@ -108,7 +110,7 @@ class HardenedConnection(ApplicationWriter):
         self._repeat_close = False
 
         self._logger = ConnectionLogger(self._original_destination_connection_id)  # type: ignore[assignment]
-        self._loss = AdaptiveRecovery(
+        self._loss = self.recovery_class(
             congestion_control_algorithm=configuration.congestion_control_algorithm,
             initial_rtt=configuration.initial_rtt,
             max_datagram_size=configuration.max_datagram_size,

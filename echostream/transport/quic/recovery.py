@@ -118,7 +118,7 @@ class AdaptiveRecovery(QuicPacketRecovery):
         """A packet number that was never sent: an honest peer does not acknowledge it."""
         self._presumed_lost: dict[int, float] = {}
         self._event_lost: set[int] = set()
-        self._before_event: dict[str, Any] | None = None
+        self._before_event: Any = None
         self._event_at = 0.0
         self._calm_events = 0
 
@@ -166,6 +166,12 @@ class AdaptiveRecovery(QuicPacketRecovery):
     def on_ack_received(
         self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace
     ) -> None:
+        self._check_ack(ack_rangeset, now, space)
+        super().on_ack_received(
+            ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space
+        )
+
+    def _check_ack(self, ack_rangeset: RangeSet, now: float, space: QuicPacketSpace) -> None:
         # RFC 9000, section 13.1: an acknowledgement of a packet that was not sent is a
         # PROTOCOL_VIOLATION; section 21.4: skipping numbers shows who acknowledges blindly.
         if ack_rangeset[-1].stop > self.largest_sent + 1 or (
@@ -178,9 +184,6 @@ class AdaptiveRecovery(QuicPacketRecovery):
             )
         if self._presumed_lost:
             self._recognise_late(ack_rangeset, now, space)
-        super().on_ack_received(
-            ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space
-        )
 
     def _recognise_late(self, acked: RangeSet, now: float, space: QuicPacketSpace) -> None:
         numbers = sorted(self._presumed_lost)
@@ -200,7 +203,7 @@ class AdaptiveRecovery(QuicPacketRecovery):
         self._calm_events = 0
         if not self._event_lost and self._before_event is not None:
             window = self._cc.congestion_window
-            vars(self._cc).update(self._before_event)
+            self._restore_window(self._before_event)
             self._cc.congestion_window = max(window, self._cc.congestion_window)
             self._before_event = None
 
@@ -231,8 +234,7 @@ class AdaptiveRecovery(QuicPacketRecovery):
     def _declare_lost(self, lost: list[QuicSentPacket], now: float, space: QuicPacketSpace) -> None:
         persistent = self._in_persistent_congestion(packets=lost)
         window = self._cc.congestion_window
-        before = {k: v for k, v in vars(self._cc).items() if k not in _NOT_OF_AN_EVENT}
-        before["ssthresh"] = self._cc.ssthresh  # until it is first set it is the class's
+        before = self._window_state()
         self._on_packets_lost(now=now, packets=lost, persistent_congestion=persistent, space=space)
         numbers = [packet.packet_number for packet in lost if packet.in_flight]
         self.packets_lost += len(numbers)
@@ -263,6 +265,14 @@ class AdaptiveRecovery(QuicPacketRecovery):
             if oldest in self._event_lost:
                 self._before_event = None
                 self._event_lost.clear()
+
+    def _window_state(self) -> Any:
+        state = {k: v for k, v in vars(self._cc).items() if k not in _NOT_OF_AN_EVENT}
+        state["ssthresh"] = self._cc.ssthresh  # until it is first set it is the class's
+        return state
+
+    def _restore_window(self, state: Any) -> None:
+        vars(self._cc).update(state)
 
 
 _NOT_OF_AN_EVENT = frozenset({"bytes_in_flight", "_rtt_monitor", "rtt", "last_ack"})

@@ -270,7 +270,7 @@ def test_a_defect_ends_one_connection_only(
     def defect(*args: object, **kwargs: object) -> None:
         raise AssertionError("a defect")
 
-    pair.server.engine._connection._payload_received = defect
+    pair.server.engine._connection._spend_control = defect
     pair.client.engine.ping(1)
     assert pair.run(lambda: pair.server.closed, 1.0)
     assert pair.server.closed.code == 1
