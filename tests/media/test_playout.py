@@ -89,16 +89,6 @@ def roughness(samples):
     return float(np.max(np.abs(np.diff(samples.astype(np.float64), 2, axis=0))))
 
 
-def delay_of(out, signal, frame, *, at, span=2400):
-    """By how many frames ``out`` is behind ``signal`` around ``at`` (of the output)."""
-    piece = out[at : at + span].astype(np.float64)
-    reach = signal[max(0, at - 24_000) : at + span].astype(np.float64)
-    match = np.correlate(reach, piece, "valid")
-    energy = np.convolve(reach**2, np.ones(span), "valid")
-    best = int(np.argmax(match / np.sqrt(energy + 1e-9)))
-    return at - (max(0, at - 24_000) + best)
-
-
 # Drift.
 
 
@@ -120,8 +110,8 @@ def test_ten_minutes_of_a_sender_that_is_off_by_1000_ppm(ppm):
     assert np.median(distortion) < -90
 
 
-def test_no_cycle_is_lost_or_doubled_in_ten_minutes():
-    """The tone's phase, unwrapped, tells how many cycles were played: as many as were taken."""
+def test_no_cycle_slips_in_a_minute():
+    """No period of the tone is longer or shorter than the ratio can make it."""
     run = play(packets_of(tone(61), 960, jitter_ms=0.5, ppm=700), 60, pull=960, profile="music")
     heard = run.out[RATE // 10 :, 0].astype(np.float64)
     ups = np.flatnonzero((heard[:-1] < 0) & (heard[1:] >= 0))
