@@ -40,6 +40,12 @@ DISCOVERY = [
     r"client: remembers sha256:.{8}…",
     r"client: refuses: the key of 127\.0\.0\.1:PORT has changed\.",
 ]
+JITTER = [
+    r"before the buffer( +\d+\.\d){4}",
+    r"after it( +\d+\.\d){4}",
+    r"packets: 9\d\d received, \d+ lost, \d+ late \(0\.\d%; asked for 1 %\)",
+    r"audio: 0\.\d+ s concealed in \d+ gaps, \d+ pitch periods put in or left out",
+]
 AUTH = [
     r"server: alice is authenticated",
     r"alice: I am alice",
@@ -70,6 +76,7 @@ def example(name: str, *words: str, home: Path) -> subprocess.CompletedProcess[s
         ("audio_stream", ["reliable"], RELIABLE),
         ("service_discovery", [], DISCOVERY),
         ("auth_plugin", [], AUTH),
+        ("jitter_lab", [], JITTER),
     ],
 )
 def test_an_example(name: str, words: list[str], lines: list[str], tmp_path: Path) -> None:
@@ -105,4 +112,5 @@ def test_every_example_is_tested() -> None:
         "audio_stream",
         "service_discovery",
         "auth_plugin",
+        "jitter_lab",
     }

@@ -114,7 +114,7 @@ async def test_flush_of_the_sender_empties_the_playout(delivery):
         await stream.end()
         await listening
         assert np.max(np.abs(np.concatenate(blocks[before + 60 :]))) > 0.4
-        assert receiver.statistics().playout.buffer.flushed_frames >= 0
+        assert receiver.statistics().playout.buffer.restarts == 1
 
 
 @virtual
@@ -151,7 +151,7 @@ async def _send_all(stream, signal):
 
 
 @virtual
-async def test_abort_and_loss_of_the_connection_end_the_playout():
+async def test_an_abort_ends_the_playout():
     builder, opened = receiving()
     async with connected_pair(builder, up=WIRE, down=WIRE) as (_, client):
         stream = await client.create_stream("audio", format=FORMAT)
