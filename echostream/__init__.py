@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from echostream.media.playout import Playout
     from echostream.plugin.base import ClientPlugin, ServerPlugin
     from echostream.rpc.context import ClientContext, ServerContext
+    from echostream.rpc.receiver import StreamReceiver
     from echostream.rpc.registry import handler, listener, stream_handler
+    from echostream.rpc.sender import StreamSender
     from echostream.rpc.session import Session
-    from echostream.rpc.stream import StreamReceiver, StreamSender
     from echostream.runner import run
     from echostream.server import RpcServer
     from echostream.transport.identity import Identity
@@ -102,8 +103,8 @@ _HOME = {
     "ServerContext": "rpc.context",
     "ServerPlugin": "plugin.base",
     "Session": "rpc.session",
-    "StreamReceiver": "rpc.stream",
-    "StreamSender": "rpc.stream",
+    "StreamReceiver": "rpc.receiver",
+    "StreamSender": "rpc.sender",
     "__version__": "_version",
     "handler": "rpc.registry",
     "listener": "rpc.registry",

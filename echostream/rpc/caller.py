@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from echostream.media.clock import ClockSync
     from echostream.media.frame import AudioFormat
     from echostream.rpc.peer import Peer
-    from echostream.rpc.stream import StreamBuilder
+    from echostream.rpc.sender import StreamBuilder
 
 __all__ = ["Caller", "Delivery"]
 
@@ -223,7 +223,7 @@ class Caller:
         Awaiting raises ``MethodNotFound`` when the other side has no such stream handler,
         ``ConfigurationError`` for a wrong option.
         """
-        from echostream.rpc.stream import StreamBuilder
+        from echostream.rpc.sender import StreamBuilder
 
         check_name(name, "create_stream")
         check_options(timeout=timeout, max_age=max_age, priority=priority, delivery=delivery)

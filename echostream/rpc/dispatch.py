@@ -24,7 +24,7 @@ from echostream.rpc.scheduled import Schedule, take_at
 
 if TYPE_CHECKING:
     from echostream.rpc.peer import Peer
-    from echostream.rpc.stream import StreamReceiver
+    from echostream.rpc.receiver import StreamReceiver
 
 __all__ = ["Dispatcher", "Routes"]
 
@@ -467,7 +467,7 @@ class Dispatcher:
         self._early_streams = [early for early in self._early_streams if early.alias != alias]
 
     def _accept_stream(self, route: Route, event: ev.StreamOpened) -> None:
-        from echostream.rpc.stream import StreamReceiver
+        from echostream.rpc.receiver import StreamReceiver
 
         peer = self._peer
         try:

@@ -34,7 +34,8 @@ from echostream.transport.connection import Connection, closed_error
 from echostream.transport.quic.budget import Budget
 
 if TYPE_CHECKING:
-    from echostream.rpc.stream import StreamReceiver, StreamSender
+    from echostream.rpc.receiver import StreamReceiver
+    from echostream.rpc.sender import StreamSender
 
 __all__ = ["Peer"]
 

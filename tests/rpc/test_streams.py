@@ -32,7 +32,7 @@ from echostream.codes import Reset
 from echostream.protocol import frames
 from echostream.protocol.frames import encode_frame, encode_media
 from echostream.protocol.payload import encode
-from echostream.rpc.stream import RECEIVE_PACKETS, ReceiverStatistics
+from echostream.rpc.receiver import RECEIVE_PACKETS, ReceiverStatistics
 from echostream.testing import connected_pair
 from echostream.transport.impairment import Impairment
 

@@ -25,9 +25,9 @@ from echostream.codes import Status
 from echostream.errors import RpcError
 from echostream.media.frame import AudioFormat, AudioFrame
 from echostream.rpc.context import ServerContext
+from echostream.rpc.receiver import StreamReceiver
 from echostream.rpc.registry import handler, stream_handler
 from echostream.rpc.session import Session
-from echostream.rpc.stream import StreamReceiver
 from echostream.server import RpcServer
 from echostream.transport.identity import Identity
 
