@@ -96,7 +96,9 @@ $(VENV)/installed: $(VENV)/made pyproject.toml
 	@$(RUN) -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]'
 	@touch $@
 
-MISSING := $(strip $(foreach source,$(wildcard ext/*.pyx),\
+LINUX_ONLY := ext/udp_batch.pyx
+COMPILED := $(filter-out $(if $(filter Linux,$(shell uname)),,$(LINUX_ONLY)),$(wildcard ext/*.pyx))
+MISSING := $(strip $(foreach source,$(COMPILED),\
 $(if $(wildcard echostream/_ext/$(basename $(notdir $(source))).*.so),,$(source))))
 
 $(VENV)/built: $(VENV)/installed setup.py $(SOURCES) $(if $(MISSING),FORCE)
