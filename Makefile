@@ -6,7 +6,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(wildcard ext/*.pyx ext/*.pxd ext/*/*.pxi echostream/_ext/*.pxd)
 
-.PHONY: help setup demo test lint types smoke check bench fuzz soak-security wheel clean FORCE
+.PHONY: help setup demo test lint types smoke check bench fuzz sanitize soak soak-leaks \
+        soak-security wheel clean FORCE
 SECONDS ?= 60
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -43,11 +44,31 @@ fuzz: setup ## SECONDS=60 of random and mutated input for each parser
 soak-security: setup ## the tests of bad networks and hostile peers in full size (an hour or so)
 	ECHOSTREAM_FULL=1 $(RUN) -m pytest -s tests/badnet tests/hostile tests/fuzz
 
-check: setup ## the tests alone
+check: setup ## the tests alone; those of the data path also without what is compiled for it
 	$(RUN) -m pytest
+	ECHOSTREAM_ACCEL=0 ECHOSTREAM_BATCH=0 $(RUN) -m pytest $(PLAIN_TOO)
+
+# Those of tests/transport/quic run on both classes by themselves.
+PLAIN_TOO := tests/transport tests/rpc/test_calls.py tests/rpc/test_lifecycle.py \
+    tests/rpc/test_streams.py tests/system/test_over_quic.py --ignore=tests/transport/quic
 
 soak: setup ## 100 kills of processes, and 1 GB into a reader that sleeps: some minutes
 	ECHOSTREAM_TEST_KILLS=100 ECHOSTREAM_TEST_BULK_MB=1024 $(RUN) -m pytest tests/system/test_processes.py -rP
+
+SANITIZED := build/sanitized
+SANITIZERS := address,undefined
+runtime = $(shell $(CC) -print-file-name=lib$(1).so)
+
+sanitize: setup ## the compiled code, built with ASAN and UBSAN, through the tests that use it most
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	git ls-files -z --cached --others --exclude-standard | tar --null -T - -cf - | tar -xf - -C $(SANITIZED)
+	cd $(SANITIZED) && ECHOSTREAM_SANITIZE=$(SANITIZERS) $(CURDIR)/$(RUN) setup.py -q build_ext --inplace
+	cd $(SANITIZED) && LD_PRELOAD="$(call runtime,asan) $(call runtime,ubsan)" \
+	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	    PYTHONMALLOC=malloc $(CURDIR)/$(RUN) -m pytest $(SANITIZED_TESTS)
+
+SANITIZED_TESTS := tests/transport/test_sockets.py tests/transport/test_endpoint.py \
+    tests/transport/quic tests/test_frame_codec.py tests/fuzz
 
 wheel: setup ## sdist and, from it, wheel, in dist/
 	$(RUN) -m build --no-isolation --outdir dist

@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import logging
 from collections import deque
+from collections.abc import Coroutine
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -79,6 +80,7 @@ class Dispatcher:
         self._hints = HINTS
         self._calls: dict[int, asyncio.Task[None] | None] = {}  # None: it has not begun
         self._queued: deque[_Queued] = deque()
+        self._outside = copy_context()  # what each call begins with
         self._worker: asyncio.Task[None] | None = None
         self._serving: Route | None = None
         self._waiting_routes: set[str] = set()
@@ -249,9 +251,7 @@ class Dispatcher:
             peer.refuse(call_id, Status.INVALID_ARGUMENT, exc.message)
             return
         if route.name in self._waiting_routes:
-            self._calls[call_id] = peer.loop.create_task(
-                self._serve(route, event, argument, deadline)
-            )
+            self._calls[call_id] = self._task(self._serve(route, event, argument, deadline))
         else:
             self._calls[call_id] = None
             self._queued.append((route, event, argument, deadline))
@@ -264,15 +264,16 @@ class Dispatcher:
     # serves what is queued. As soon as a handler does wait, that task is its own, and the others
     # get theirs.
 
+    def _task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return self._peer.loop.create_task(coroutine, context=self._outside.copy())
+
     def _hire(self) -> None:
-        loop = self._peer.loop
-        self._worker = loop.create_task(self._work())
-        loop.call_soon(self._relieve, self._worker)  # right behind its first step
+        self._worker = self._task(self._work())
+        self._peer.loop.call_soon(self._relieve, self._worker)  # right behind its first step
 
     async def _work(self) -> None:
         worker = self._worker
         assert worker is not None
-        context = copy_context()
         while self._queued:
             queued = self._queued.popleft()
             self._calls[queued[1].call_id] = worker
@@ -280,8 +281,8 @@ class Dispatcher:
             await self._serve(*queued)
             if self._worker is not worker:  # it waited
                 return
-            if worker.cancelling() or copy_context() != context:
-                break  # what follows begins as this one did
+            if worker.cancelling() or copy_context() != self._outside:
+                break
         self._worker = self._serving = None
         if self._queued:
             self._hire()
@@ -295,7 +296,7 @@ class Dispatcher:
             self._serving = None
         queued, self._queued = self._queued, deque()
         for each in queued:
-            self._calls[each[1].call_id] = self._peer.loop.create_task(self._serve(*each))
+            self._calls[each[1].call_id] = self._task(self._serve(*each))
 
     def _start_waiting(self) -> None:
         """Start what waits, as far as there is room."""
