@@ -6,9 +6,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(wildcard ext/*.pyx ext/*.pxd ext/*/*.pxi echostream/_ext/*.pxd)
 
-.PHONY: help setup demo test lint types smoke check bench fuzz sanitize soak soak-leaks \
-        soak-security wheel clean FORCE
+.PHONY: help setup demo test lint types smoke check bench fuzz sanitize soak soak-security wheel clean FORCE
 SECONDS ?= 60
+MINUTES ?= 60
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -52,8 +52,9 @@ check: setup ## the tests alone; those of the data path also without what is com
 PLAIN_TOO := tests/transport tests/rpc/test_calls.py tests/rpc/test_lifecycle.py \
     tests/rpc/test_streams.py tests/system/test_over_quic.py --ignore=tests/transport/quic
 
-soak: setup ## 100 kills of processes, and 1 GB into a reader that sleeps: some minutes
+soak: setup ## 100 kills of processes, 1 GB into a reader that sleeps, and MINUTES=60 of all traffic
 	ECHOSTREAM_TEST_KILLS=100 ECHOSTREAM_TEST_BULK_MB=1024 $(RUN) -m pytest tests/system/test_processes.py -rP
+	ECHOSTREAM_SOAK_S=$$(($(MINUTES) * 60)) $(RUN) -m pytest -s tests/system/test_soak.py
 
 SANITIZED := build/sanitized
 SANITIZERS := address,undefined
