@@ -145,6 +145,8 @@ async def _concurrent(call: Callable[[], Awaitable[None]], span: float) -> float
 
     async def caller() -> None:
         nonlocal done
+        await call()
+        done += 1
         while time.perf_counter() - begin < span:
             await call()
             done += 1
@@ -156,7 +158,7 @@ async def _concurrent(call: Callable[[], Awaitable[None]], span: float) -> float
 async def _events(client: RpcClient, span: float) -> float:
     begin = time.perf_counter()
     sent = 0
-    while time.perf_counter() - begin < span:
+    while time.perf_counter() - begin < span or not sent:
         for _ in range(BURST):
             await client.emit("bench.event", MESSAGE)
         sent += BURST
@@ -166,10 +168,10 @@ async def _events(client: RpcClient, span: float) -> float:
 
 
 async def _bulk(client: RpcClient, span: float) -> float:
-    begin = time.perf_counter()
     sent = 0
     async with await client.create_stream("bench.stream") as stream:
-        while time.perf_counter() - begin < span:
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < span or not sent:
             await stream.send(CHUNK)
             sent += len(CHUNK)
     await _arrived(client, sent)
@@ -179,9 +181,9 @@ async def _bulk(client: RpcClient, span: float) -> float:
 async def _realtime(client: RpcClient, span: float) -> float:
     """Paced, as media is: how much of it arrives."""
     loop = asyncio.get_running_loop()
-    begin = loop.time()
     total = max(int(span * FRAMES_PER_S), 1)
     async with await client.create_stream("bench.stream", delivery="realtime") as stream:
+        begin = loop.time()
         for sent in range(total):
             await asyncio.sleep(begin + sent / FRAMES_PER_S - loop.time())
             await stream.send(FRAME)
