@@ -76,8 +76,9 @@ class Codec(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodecStatistics:
     """Counts of a playout's decoder: packets ``decoded``; ``undecodable`` ones, which are concealed
-    like lost ones; ``dropped`` without being decoded (flushed, of a past epoch, or nobody pulled); ``duplicates`` of
-    one that was still waiting. ``concealed_frames``: sample frames that the codec made up."""
+    like lost ones; ``dropped`` without being decoded (flushed, of a past epoch, or nobody
+    pulled); ``duplicates`` of one that was still waiting. ``concealed_frames``: sample frames that
+    the codec made up."""
 
     decoded: int
     undecodable: int
