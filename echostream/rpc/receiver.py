@@ -38,7 +38,7 @@ Frame: TypeAlias = bytes | AudioFrame
 Item: TypeAlias = Frame | ev.MediaReceived
 """What is queued: with a codec the packet, which is decoded when it is read."""
 
-RECEIVE_PACKETS = 256
+RECEIVE_PACKETS = 1024
 """Packets that wait for a reader; a reliable stream is paused there, a realtime one drops its
 oldest."""
 RECEIVE_BYTES = 256 * 1024
