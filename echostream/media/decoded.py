@@ -30,6 +30,8 @@ ROOM: Final = 512
 """Packets that may wait to be taken in; nobody pulls when there are more."""
 LEAP: Final = 64
 """Packets that may wait behind a gap; a sequence number further off is another numbering."""
+RESTART_RUN: Final = 4
+"""Packets in a row that far behind are a sender that began again; fewer are stragglers."""
 BURST: Final = 16
 """Packets decoded for one pull: what a stall held back must not make a callback late."""
 ALONE_S: Final = 0.1
@@ -124,6 +126,7 @@ class _Stage:
         self._end = -1  # timestamp behind what was decoded or made up
         self._broken = False  # the last packet could not be decoded
         self._silent = False
+        self._astray = 0  # packets in a row that are far older than the newest
         self._alone = 0  # frames made up since the last packet
         self._decoded = self._undecodable = self._concealed = 0
         self._dropped = self._overflows = self._repeated = 0
@@ -180,7 +183,8 @@ class _Stage:
             self._epoch = packet.epoch
             ahead = (packet.sequence_number - self._next) & 0xFFFF_FFFF
             ahead -= (ahead & 0x8000_0000) << 1
-            if self._next < 0 or abs(ahead) > LEAP:
+            self._astray = self._astray + 1 if ahead < -LEAP else 0
+            if self._next < 0 or ahead > LEAP or self._astray >= RESTART_RUN:
                 self._forget()
                 self._next, ahead = packet.sequence_number, 0
             if ahead < 0:
@@ -275,5 +279,5 @@ class _Stage:
         self._staged.clear()
         self._next = self._end = -1
         self._broken = self._silent = False
-        self._alone = 0
+        self._alone = self._astray = 0
         self._decoder.reset()

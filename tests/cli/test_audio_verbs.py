@@ -33,8 +33,6 @@ needs_audio = pytest.mark.skipif(
 APP = """
 import asyncio
 
-import numpy as np
-
 from echostream import (
     AudioFormat, RpcError, RpcServer, Session, StreamReceiver, StreamReset, handler, stream_handler,
 )
@@ -56,8 +54,8 @@ async def take(session: Session, stream: StreamReceiver) -> None:
 async def told() -> dict:
     while "frames" not in taken:
         await asyncio.sleep(0.01)
-    samples = np.concatenate([frame.samples for frame in taken["frames"]])
-    return {"samples": len(samples), "rate": taken["format"].sample_rate, "codec": taken["codec"],
+    return {"samples": sum(len(frame.samples) for frame in taken["frames"]),
+            "rate": taken["format"].sample_rate, "codec": taken["codec"],
             "channels": taken["format"].channels, "kind": taken["format"].sample_type,
             "realtime": taken["realtime"], "captured": taken["captured"]}
 
@@ -246,6 +244,33 @@ def test_ctrl_c_ends_a_recording_with_a_whole_file(
     assert err == ""
     with wave.open(str(tmp_path / "out.wav")) as file:
         assert file.getnframes() > 15_000
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_ends_playing_with_a_clean_end_of_the_stream(
+    cli: Cli, radio: Served, clip: Path, tmp_path: Path
+) -> None:
+    write_wav(clip, chirp(seconds=30, channels=1, rate=8_000), 8_000)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "echostream.cli", "play", radio.address, str(clip)),
+            *("--fingerprint", radio.fingerprint),
+        ],
+        env=environment(tmp_path / "home"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("playing ")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, err
+    assert "audio.stream: " in out
+    assert err == ""
+    told = ask(cli, radio)
+    assert told["rate"] == 8_000  # its handler came to the end
+    assert told["samples"] < 30 * 8_000
 
 
 BAD = [

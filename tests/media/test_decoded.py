@@ -178,6 +178,31 @@ def test_random_packets_never_raise(ring: ModuleType) -> None:
     assert stats.undecodable > 50
 
 
+def test_a_straggler_is_none_and_four_are_a_restart(ring: ModuleType) -> None:
+    playout = CodecPlayout(FORMAT, Opus())
+    packets = encoded(tone(3))
+    out = np.zeros((480, 1), np.float32)
+
+    def run(begin: int, end: int, now: int) -> int:
+        for number in range(begin, end):
+            playout.push_packet(number, number * FRAME, packets[number], now * MS)
+            if number == 100:
+                playout.push_packet(3, 3 * FRAME, packets[3], now * MS)
+            playout.pull_into(out, now * MS)
+            playout.pull_into(out, (now + 10) * MS)
+            now += 20
+        return now
+
+    now = run(0, 150, 0)
+    assert playout.statistics().codec.decoded == 150
+    assert playout.statistics().codec.concealed_frames == 0
+    run(0, 50, now)
+    stats = playout.statistics()
+    assert stats.codec.decoded == 150 + 50 - 3
+    assert stats.buffer.restarts == 1
+    assert np.abs(out).max() > 0.2
+
+
 def test_what_nobody_pulls_is_bounded() -> None:
     playout = CodecPlayout(FORMAT, Opus())
     packet = encoded(tone(0.02))[0]
