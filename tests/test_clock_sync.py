@@ -63,7 +63,7 @@ def test_first_exchange_sets_the_offset_and_is_inverted_exactly() -> None:
     clock.add_exchange(1000, 6_000_000 + 1100, 6_000_000 + 1100, 1200)
     assert clock.offset_ns == 6_000_000
     assert clock.to_local(clock.to_remote(1200)) == 1200
-    assert clock.error_bound_ns <= 102
+    assert clock.error_bound_ns <= 103
 
 
 def test_asymmetry_shows_in_the_bound() -> None:

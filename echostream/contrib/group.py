@@ -221,8 +221,7 @@ class Group:
         return self._origin_ns
 
     async def send(self, samples: NDArray[Any], *, captured: int | None = None) -> None:
-        """Send ``(frames, channels)`` of the format's sample type, at the pace of the music: returns
-        when it is time for what follows.
+        """Send ``(frames, channels)`` of the format's sample type, each when it is its time.
 
         ``captured``: live sound, which is not paced; its first sample is heard the delay after
         this time (server's clock, ns). Starts the timeline where :meth:`start` did not.
@@ -273,7 +272,7 @@ class Group:
         if ahead < self._delay_ns - MARGIN_NS:
             self._origin_ns += self._delay_ns - ahead
             self.moves += 1
-        while (wait := self.time_of(self._frame) - self.now() - self._delay_ns) > 0:
+        while (wait := self.time_of(self._frame) - self.now() - self._delay_ns) > 0:  # noqa: ASYNC110
             await asyncio.sleep(min(wait / SECOND, 1.0))
 
     async def _send_to(self, member: Member, frame: AudioFrame, at: int) -> None:

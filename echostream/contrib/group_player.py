@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -53,8 +52,6 @@ class GroupPlayer(ClientPlugin):
 
     async def _ready(self, ctx: ClientContext) -> MemberReport:
         await ctx.clock.wait_synchronized()
-        while self.playout is None:  # noqa: ASYNC110 - a turn or two
-            await asyncio.sleep(0)
         return await self._report(ctx)
 
     async def _report(self, ctx: ClientContext) -> MemberReport:

@@ -40,6 +40,8 @@ SUSPEND_NS = 500_000_000
 SPAN_LIMIT_NS = 60_000_000_000
 STAMP_LIMIT_NS = 2**61
 REMEMBERED = 128
+TICK_NS = 1
+"""A difference of two stamps that were rounded to ns may be off by as much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +94,7 @@ class ClockSync:
         self._hull = OffsetHull(WANDER, RATE_EXPECTED, RATE_LIMIT)
         self._map = ClockMap()
         self._rate = 0.0
-        self._published_at = 0
+        self._published_at = -(2**63)
         self._published = False
         self._agreeing = 0
         self._recent: dict[tuple[bool, int], None] = {}
@@ -130,6 +132,11 @@ class ClockSync:
         no exchange comes. A step of the remote clock shows with the first exchange after it.
         """
         return self.error_bound_at(self._present())
+
+    @property
+    def min_rtt_ns(self) -> int:
+        """The shortest round trip of late; 0 without exchanges."""
+        return self._hull.min_rtt
 
     @property
     def synchronized(self) -> bool:
@@ -198,9 +205,10 @@ class ClockSync:
             return False
         rtt = max((t4 - t1) - (t3 - t2), 0)
         if from_remote:
-            dropped = self._hull.add(t3, t4 - t3, t2, t1 - t2, rtt)
+            upper_at, upper, lower_at, lower = t3, t4 - t3, t2, t1 - t2
         else:
-            dropped = self._hull.add(t1, t2 - t1, t4, t3 - t4, rtt)
+            upper_at, upper, lower_at, lower = t1, t2 - t1, t4, t3 - t4
+        dropped = self._hull.add(upper_at, upper + TICK_NS, lower_at, lower - TICK_NS, rtt)
         self._accepted += 1
         if dropped:
             self._changes += 1
@@ -339,6 +347,10 @@ BURSTS = (
 SPARSE = (8_000 * MILLISECOND, 4)
 SPARSE_BOUND_NS = 100_000.0
 """The last burst becomes this one while the error bound is below that: a third of the work."""
+SHARP = (125 * MILLISECOND, 8)
+SHARP_NS = 50_000.0
+"""With :attr:`ProbeSchedule.sharp`, no burst is followed by a longer pause while queueing adds more
+than that to the error bound: where delays vary, only many exchanges find the shortest ones."""
 SPACING_NS = 5 * MILLISECOND
 
 
@@ -349,6 +361,8 @@ class ProbeSchedule:
     """
 
     def __init__(self, start_ns: int):
+        self.sharp = False
+        """Whether the clock shall be as good as it can be: somebody plays in a group by it."""
         self.restart(start_ns)
 
     def restart(self, now_ns: int) -> None:
@@ -361,8 +375,9 @@ class ProbeSchedule:
         """When the next probe leaves: ``now_ns`` or later."""
         return max(self._due, now_ns)
 
-    def probe_sent(self, now_ns: int, bound_ns: float = inf) -> None:
-        """A probe left; the clock's error is known to be at most ``bound_ns``."""
+    def probe_sent(self, now_ns: int, bound_ns: float = inf, rtt_ns: int = 0) -> None:
+        """A probe left; the clock's error is known to be at most ``bound_ns``, and the shortest
+        round trip took ``rtt_ns``."""
         self._left -= 1
         if self._left:
             self._due = now_ns + SPACING_NS
@@ -371,4 +386,6 @@ class ProbeSchedule:
         sparse = self._burst == last and bound_ns < SPARSE_BOUND_NS
         self._burst = min(self._burst + 1, last)
         pause, self._left = SPARSE if sparse else BURSTS[self._burst]
+        if self.sharp and bound_ns - rtt_ns / 2 > SHARP_NS and pause > SHARP[0]:
+            pause, self._left = SHARP
         self._due = now_ns + pause

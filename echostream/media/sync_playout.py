@@ -39,6 +39,8 @@ CATCH_UP_S = 0.5
 """An error is led back with this time constant, within ``MAX_PPM``."""
 JUMP_S = 0.005
 """A larger one is left behind at once, by a cross-fade: it would take more than 10 s."""
+FILTER_NS = 1000.0
+"""What the resampler's place between two samples may be off by."""
 PIECE_MS = 20
 FADE_MS = 5
 RING_S = 4.0
@@ -70,9 +72,10 @@ class SyncStatistics:
 
     ``headroom_ns``: how much later the packets of the last 5 to 10 s could have come, all of them
     still in time for the pull that needs them; negative: so much more ``playout_delay_ns`` was
-    needed. Infinite before the first. ``ratio``: the resampler's; ``drift_ppm``: what the sender's clock gains on the
-    one that pulls. ``jumps``: errors above 5 ms that were left behind. Packets: ``received``,
-    ``late`` (some of it after its moment), ``early`` (further ahead than is kept, dropped).
+    needed. Infinite before the first. ``ratio``: the resampler's; ``drift_ppm``: what the sender's
+    clock gains on the one that pulls. ``jumps``: errors above 5 ms that were left behind. Packets:
+    ``received``, ``late`` (some of it after its moment), ``early`` (further ahead than is kept,
+    dropped).
     Frames: ``pulled_frames`` in all, of which ``concealed_frames`` in ``concealment_events``.
     """
 
@@ -297,7 +300,7 @@ class SyncPlayout:
     def statistics(self) -> SyncStatistics:
         """A frozen snapshot; from any thread."""
         clock_bound = self._clock.error_bound_at(self.now())
-        noise = self._output.noise_ns + self._line.time.noise_ns
+        noise = self._output.noise_ns + self._line.time.noise_ns + FILTER_NS
         return SyncStatistics(
             playing=self._playing,
             error_ns=self._error_ns,

@@ -12,6 +12,7 @@ from echostream.media.playout import Playout, PlayoutStatistics
 from echostream.media.sync_playout import SyncPlayout, SyncStatistics
 from echostream.protocol.events import MediaReceived
 from echostream.protocol.frame_types import MEDIA_DTX
+from echostream.rpc.clock import ClockDriver
 
 __all__ = ["AdaptiveFeed", "PlayoutFeed", "SyncFeed"]
 
@@ -170,6 +171,18 @@ class SyncFeed(PlayoutFeed):
     """Of a playout that keeps to the sender's times."""
 
     playout: SyncPlayout
+    _sharp: ClockDriver | None = None
+
+    def keep_sharp(self, clock: ClockDriver) -> None:
+        """Have the playout's clock as good as it can be, until the end."""
+        self._sharp = clock
+        clock.sharpen(1)
+
+    def end(self) -> None:
+        if self._sharp is not None:
+            self._sharp.sharpen(-1)
+            self._sharp = None
+        super().end()
 
     def _lead(self, event: MediaReceived, now: float) -> float:
         assert event.capture_ts is not None

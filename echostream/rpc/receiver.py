@@ -191,6 +191,7 @@ class StreamReceiver:
         feed_options = (peer.loop, peer.connection.clock, self._give_room, self._fail_sender)
         if profile == "sync":
             feed = SyncFeed(self._sync_playout(format, **options), *feed_options)
+            feed.keep_sharp(peer.clock)
         else:
             feed = AdaptiveFeed(Playout(format, profile=profile, **options), *feed_options)
         self._feed = feed
