@@ -35,7 +35,7 @@ async def player(port: str, fingerprint: str, ppm: str, path: str) -> None:
     finished = asyncio.Event()
 
     async def play(playout):
-        # A sound card asks for a block whenever its own crystal says so, and is told when that block
+        # A sound card asks for a block whenever its own crystal says so, and tells when that block
         # will be heard. This one writes to a file.
         rate, channels = playout.format.sample_rate, playout.format.channels
         period_ns = SECOND / rate / (1 + float(ppm) * 1e-6)

@@ -94,6 +94,8 @@ class ClockSync:
         self._hull = OffsetHull(WANDER, RATE_EXPECTED, RATE_LIMIT)
         self._map = ClockMap()
         self._rate = 0.0
+        self._rtt_ns = 0
+        self._queueing_ns = 0.0
         self._published_at = -(2**63)
         self._published = False
         self._agreeing = 0
@@ -134,9 +136,14 @@ class ClockSync:
         return self.error_bound_at(self._present())
 
     @property
-    def min_rtt_ns(self) -> int:
-        """The shortest round trip of late; 0 without exchanges."""
-        return self._hull.min_rtt
+    def rtt_ns(self) -> int:
+        """The newest exchange's round trip, without what the other side held it; 0 before."""
+        return self._rtt_ns
+
+    @property
+    def queueing_ns(self) -> float:
+        """What round trips took beyond the shortest one, smoothed."""
+        return self._queueing_ns
 
     @property
     def synchronized(self) -> bool:
@@ -209,6 +216,9 @@ class ClockSync:
         else:
             upper_at, upper, lower_at, lower = t1, t2 - t1, t4, t3 - t4
         dropped = self._hull.add(upper_at, upper + TICK_NS, lower_at, lower - TICK_NS, rtt)
+        self._rtt_ns = rtt
+        waited = max(rtt - self._hull.min_rtt, 0)
+        self._queueing_ns += QUEUEING_MEMORY * (waited - self._queueing_ns)
         self._accepted += 1
         if dropped:
             self._changes += 1
@@ -348,9 +358,10 @@ SPARSE = (8_000 * MILLISECOND, 4)
 SPARSE_BOUND_NS = 100_000.0
 """The last burst becomes this one while the error bound is below that: a third of the work."""
 SHARP = (125 * MILLISECOND, 8)
-SHARP_NS = 50_000.0
-"""With :attr:`ProbeSchedule.sharp`, no burst is followed by a longer pause while queueing adds more
-than that to the error bound: where delays vary, only many exchanges find the shortest ones."""
+SHARP_NS = 500_000.0
+"""With :attr:`ProbeSchedule.sharp`, no burst is followed by a longer pause while round trips wait
+longer than that in queues: where delays vary, only many exchanges find the shortest ones."""
+QUEUEING_MEMORY = 1 / 16
 SPACING_NS = 5 * MILLISECOND
 
 
@@ -375,9 +386,9 @@ class ProbeSchedule:
         """When the next probe leaves: ``now_ns`` or later."""
         return max(self._due, now_ns)
 
-    def probe_sent(self, now_ns: int, bound_ns: float = inf, rtt_ns: int = 0) -> None:
-        """A probe left; the clock's error is known to be at most ``bound_ns``, and the shortest
-        round trip took ``rtt_ns``."""
+    def probe_sent(self, now_ns: int, bound_ns: float = inf, queueing_ns: float = 0.0) -> None:
+        """A probe left; the clock's error is known to be at most ``bound_ns``, and round trips
+        wait about ``queueing_ns`` in queues."""
         self._left -= 1
         if self._left:
             self._due = now_ns + SPACING_NS
@@ -386,6 +397,6 @@ class ProbeSchedule:
         sparse = self._burst == last and bound_ns < SPARSE_BOUND_NS
         self._burst = min(self._burst + 1, last)
         pause, self._left = SPARSE if sparse else BURSTS[self._burst]
-        if self.sharp and bound_ns - rtt_ns / 2 > SHARP_NS and pause > SHARP[0]:
+        if self.sharp and queueing_ns > SHARP_NS and pause > SHARP[0]:
             pause, self._left = SHARP
         self._due = now_ns + pause

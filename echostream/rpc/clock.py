@@ -94,6 +94,12 @@ class ClockDriver:
         if self._schedule is not None:
             self._schedule.sharp = self._sharp_users > 0
 
+    def ask(self) -> None:
+        """One exchange now, in place of the next one. Nothing happens before :meth:`start`."""
+        if self._schedule is not None:
+            self._due = True
+            self._connection.wake()
+
     def stop(self, error: EchoStreamError | None = None) -> None:
         """The connection ended."""
         if self._timer is not None:
@@ -159,7 +165,7 @@ class ClockDriver:
                 del self._pending[next(iter(self._pending))]
             self._pending[exchange] = t1, t1
             self._unsent.append(exchange)
-        self._schedule.probe_sent(t1, self.sync.error_bound_ns, self.sync.min_rtt_ns)
+        self._schedule.probe_sent(t1, self.sync.error_bound_ns, self.sync.queueing_ns)
         self._arm()
 
     def _sending(self) -> None:
