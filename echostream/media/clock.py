@@ -141,6 +141,11 @@ class ClockSync:
         return self._rtt_ns
 
     @property
+    def min_rtt_ns(self) -> int:
+        """The shortest round trip of late; 0 without exchanges."""
+        return self._hull.min_rtt
+
+    @property
     def queueing_ns(self) -> float:
         """What round trips took beyond the shortest one, smoothed."""
         return self._queueing_ns
@@ -354,9 +359,13 @@ BURSTS = (
     (4_000 * MILLISECOND, 6),
 )
 """Pause before a burst, probes in it; the last goes on for ever."""
-SPARSE = (8_000 * MILLISECOND, 4)
-SPARSE_BOUND_NS = 100_000.0
-"""The last burst becomes this one while the error bound is below that: a third of the work."""
+SPARSE_PROBES = 3
+LONGEST_PAUSE = 64_000 * MILLISECOND
+SPARSE_NS = 50_000.0
+SPARSE_SHARE = 0.1
+"""The last pause doubles, up to the longest, or halves again: it grows while the error bound at its end is no more than that,
+or than that share of a round trip, above half of the shortest round trip: nobody can get below it,
+and more exchanges would not help much."""
 SHARP = (125 * MILLISECOND, 8)
 SHARP_NS = 500_000.0
 """With :attr:`ProbeSchedule.sharp`, no burst is followed by a longer pause while round trips wait
@@ -367,8 +376,8 @@ SPACING_NS = 5 * MILLISECOND
 
 class ProbeSchedule:
     """When to send the next exchange: 8 probes 5 ms apart at once, bursts of 8 that thin out
-    over half a minute, then 6 probes every 4 s, or 4 every 8 s while the bound is small anyway.
-    Time missed is not caught up.
+    over half a minute, then 6 probes every 4 s. Where the bound is small anyway, they become 3
+    every 8, 16, 32 or 64 s, the longest pause that keeps it small. Time missed is not caught up.
     """
 
     def __init__(self, start_ns: int):
@@ -380,23 +389,37 @@ class ProbeSchedule:
         """Begin again: after a suspend, a step, a new path."""
         self._burst = 0
         self._left = BURSTS[0][1]
+        self._pause = BURSTS[-1][0]
+        self._begun = False  # the present burst
+        self._small = False  # the bound, when it began
         self._due = now_ns
 
     def next_probe_ns(self, now_ns: int) -> int:
         """When the next probe leaves: ``now_ns`` or later."""
         return max(self._due, now_ns)
 
-    def probe_sent(self, now_ns: int, bound_ns: float = inf, queueing_ns: float = 0.0) -> None:
-        """A probe left; the clock's error is known to be at most ``bound_ns``, and round trips
-        wait about ``queueing_ns`` in queues."""
+    def probe_sent(
+        self, now_ns: int, bound_ns: float = inf, min_rtt_ns: int = 0, queueing_ns: float = 0.0
+    ) -> None:
+        """A probe left. The clock's error is at most ``bound_ns``; the shortest round trip took
+        ``min_rtt_ns``, and they wait about ``queueing_ns`` in queues."""
+        if not self._begun:
+            self._begun = True
+            slack = max(SPARSE_NS, SPARSE_SHARE * min_rtt_ns)
+            self._small = bound_ns <= min_rtt_ns / 2 + slack
         self._left -= 1
         if self._left:
             self._due = now_ns + SPACING_NS
             return
+        self._begun = False
         last = len(BURSTS) - 1
-        sparse = self._burst == last and bound_ns < SPARSE_BOUND_NS
+        pause, self._left = BURSTS[min(self._burst + 1, last)]
+        if self._burst == last:
+            longer, shorter = 2 * self._pause, self._pause // 2
+            self._pause = min(longer, LONGEST_PAUSE) if self._small else max(shorter, pause)
+            if self._pause > pause and not self.sharp:
+                pause, self._left = self._pause, SPARSE_PROBES
         self._burst = min(self._burst + 1, last)
-        pause, self._left = SPARSE if sparse else BURSTS[self._burst]
         if self.sharp and queueing_ns > SHARP_NS and pause > SHARP[0]:
             pause, self._left = SHARP
         self._due = now_ns + pause

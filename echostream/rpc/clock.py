@@ -165,7 +165,8 @@ class ClockDriver:
                 del self._pending[next(iter(self._pending))]
             self._pending[exchange] = t1, t1
             self._unsent.append(exchange)
-        self._schedule.probe_sent(t1, self.sync.error_bound_ns, self.sync.queueing_ns)
+        sync = self.sync
+        self._schedule.probe_sent(t1, sync.error_bound_ns, sync.min_rtt_ns, sync.queueing_ns)
         self._arm()
 
     def _sending(self) -> None:
