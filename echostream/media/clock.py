@@ -361,11 +361,11 @@ BURSTS = (
 """Pause before a burst, probes in it; the last goes on for ever."""
 SPARSE_PROBES = 3
 LONGEST_PAUSE = 64_000 * MILLISECOND
-SPARSE_NS = 50_000.0
+SPARSE_NS = 100_000.0
 SPARSE_SHARE = 0.1
-"""The last pause doubles, up to the longest, or halves again: it grows while the error bound at its end is no more than that,
-or than that share of a round trip, above half of the shortest round trip: nobody can get below it,
-and more exchanges would not help much."""
+"""The last pause doubles, up to the longest, while the error bound at its end is no more than that,
+or than that share of it, above half of the shortest round trip: nobody can get below that, and more
+exchanges would not help much. Else it halves."""
 SHARP = (125 * MILLISECOND, 8)
 SHARP_NS = 500_000.0
 """With :attr:`ProbeSchedule.sharp`, no burst is followed by a longer pause while round trips wait
