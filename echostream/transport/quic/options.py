@@ -60,8 +60,12 @@ class QuicOptions:
     (RFC 9000, section 21.6). quic-go and quinn allow 1000; each costs a step per frame here."""
 
     max_datagram_size: int = 1200
-    """UDP payload that is sent. 1200 passes everywhere; up to 1452 on IPv6 and 1472 on IPv4
-    over plain Ethernet. The engine's length fields end at 16383."""
+    """UDP payload that is sent from the first packet on. 1200 passes everywhere. The engine's
+    length fields end at 16383."""
+
+    discover_datagram_size: int = 1452
+    """How large packets may become once the path was seen to carry them (RFC 8899). Plain Ethernet
+    has room for 1452 over IPv6 and 1472 over IPv4. Not above ``max_datagram_size``: do not look."""
 
     datagram_queue_length: int = 64
     """DATAGRAM frames that wait for the congestion window; the oldest are dropped."""
@@ -132,6 +136,7 @@ class QuicOptions:
             self._check(name, 0, 1 << 16)
         self._check("max_stream_gaps", 16, 1 << 16)
         self._check("max_datagram_size", 1200, 16383)
+        self._check("discover_datagram_size", 0, 16383)
         self._check("datagram_queue_length", 1, 1 << 16)
         self._check("ack_ping_after", 2, 1 << 16)
         self._check("key_update_after", 1, 1 << 22)

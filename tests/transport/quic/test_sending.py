@@ -28,7 +28,7 @@ class TestBoth:
         """Row 31."""
         pair = pair_of(kind, credentials)
         pair.handshake()
-        taken = pair.client.engine.send_datagram(bytes(1300))
+        taken = pair.client.engine.send_datagram(bytes(1500))
         pair.client.engine.send_datagram(b"after")
         pair.run(None, 5.0)
         assert pair.server.datagrams == ([] if kind == "stock" else [b"after"])
