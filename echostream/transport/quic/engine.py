@@ -130,6 +130,11 @@ class QuicEngine:
         """Whether this end opened the connection."""
         return self._is_client
 
+    @property
+    def connected(self) -> bool:
+        """Whether the handshake was completed."""
+        return self._connection._handshake_complete
+
     # Driving
 
     def connect(self, address: Address, now: float) -> None:

@@ -102,8 +102,11 @@ class QuicOptions:
     """How fast that allowance grows again; what we send raises it too."""
 
     retry_threshold: int = 64
-    """Half-open handshakes from which on a server asks for a Retry (RFC 9000, section 8.1.2);
-    0 asks always."""
+    """Half-open handshakes, or failed ones at a time, from which on a server asks for a Retry
+    (RFC 9000, section 8.1.2); 0 asks always."""
+
+    retry_rate: float = 1000.0
+    """How many Retry packets a server sends at once, and per second after that."""
 
     max_half_open: int = 1024
     """Handshakes that a server has open at a time. A client that meets the limit tries again."""
@@ -142,7 +145,7 @@ class QuicOptions:
         self._check("key_update_after", 1, 1 << 22)
         for name in ("reset_burst", "control_burst"):
             self._check(name, 1, 1 << 32)
-        for name in ("reset_rate", "control_rate", "stateless_rate"):
+        for name in ("reset_rate", "control_rate", "retry_rate", "stateless_rate"):
             self._check(name, 0.0, 1e9)
         self._check("retry_threshold", 0, 1 << 32)
         for name in ("max_half_open", "max_half_open_per_address", "max_connections_per_address"):
