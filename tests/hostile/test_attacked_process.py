@@ -40,6 +40,10 @@ ATTACKS: list[tuple[str, int, int, int]] = [
 ]
 
 
+RATES = [("random_datagrams", 10_000), ("mutated_initials", 10_000), ("spoofed_initials", 1_000)]
+"""Floods that the server has the time to read, in datagrams per second: for the latencies."""
+
+
 @pytest.fixture
 def victim(tmp_path: Path) -> Iterator[tuple[str, int]]:
     """The address of a server process, which must be well until the end."""
@@ -66,9 +70,9 @@ def victim(tmp_path: Path) -> Iterator[tuple[str, int]]:
     assert process.returncode == 0
 
 
-async def attack(address: tuple[str, int], name: str, amount: int) -> None:
+async def attack(address: tuple[str, int], name: str, amount: int, rate: int = 0) -> None:
     """Run the hostile client in a process of its own."""
-    arguments = [f"{address[0]}:{address[1]}", name, "--amount", str(amount)]
+    arguments = [f"{address[0]}:{address[1]}", name, "--amount", str(amount), "--rate", str(rate)]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(HERE / "hostile_client.py"),
@@ -103,26 +107,37 @@ def test_a_server_process_survives(
     amount = sized(small, full)
     if not amount:
         pytest.skip("in the full size only; in memory it runs always")
+    asyncio.run(survives(victim, name, amount, growth))
 
-    async def main() -> None:
-        async with RpcClient.connect(victim, insecure=True) as honest:
-            quiet = await latencies(honest, asyncio.sleep(sized(0, 5)))
-            before = await honest.request("facts")
-            busy = await latencies(honest, attack(victim, name, amount))
-            after = await honest.request("facts")
-            report(
-                f"attack {name}",
-                amount=amount,
-                rss_growth_mib=round((after["rss"] - before["rss"]) / MIB, 1),
-                p99_quiet_ms=round(1000 * quiet[int(0.99 * len(quiet))], 2),
-                p99_attacked_ms=round(1000 * busy[int(0.99 * len(busy))], 2),
-            )
-            assert after["rss"] - before["rss"] <= growth * MIB
-            assert after["half_open"] <= 1024
-            async with RpcClient.connect(victim, insecure=True) as late:
-                assert await late.request("echo", "still here") == "still here"
 
-    asyncio.run(main())
+@pytest.mark.parametrize(("name", "rate"), RATES)
+def test_a_flood_that_can_be_read(name: str, rate: int, victim: tuple[str, int]) -> None:
+    asyncio.run(survives(victim, name, sized(1, 30) * rate // 2, 50, rate))
+
+
+async def survives(
+    victim: tuple[str, int], name: str, amount: int, growth: int, rate: int = 0
+) -> None:
+    """The server grows by ``growth`` MiB at most, and answers before, during and afterwards."""
+    async with RpcClient.connect(victim, insecure=True) as honest:
+        quiet = await latencies(honest, asyncio.sleep(sized(0, 5)))
+        before = await honest.request("facts")
+        busy = await latencies(honest, attack(victim, name, amount, rate))
+        after = await honest.request("facts")
+        report(
+            f"attack {name}",
+            amount=amount,
+            rate=rate or "any",
+            rss_growth_mib=round((after["rss"] - before["rss"]) / MIB, 1),
+            p50_quiet_ms=round(1000 * quiet[len(quiet) // 2], 2),
+            p50_attacked_ms=round(1000 * busy[len(busy) // 2], 2),
+            p99_quiet_ms=round(1000 * quiet[int(0.99 * len(quiet))], 2),
+            p99_attacked_ms=round(1000 * busy[int(0.99 * len(busy))], 2),
+        )
+        assert after["rss"] - before["rss"] <= growth * MIB
+        assert after["half_open"] <= 1024
+        async with RpcClient.connect(victim, insecure=True) as late:
+            assert await late.request("echo", "still here") == "still here"
 
 
 def test_every_attack_is_known() -> None:
