@@ -110,9 +110,9 @@ def test_duplicates_and_reordering_repeat_nothing() -> None:
 def test_handshakes_through_burst_loss() -> None:
     """Row 11: 30 % of the datagrams lost, in bursts of two on average and without an upper bound.
     The interop runner's bursts end after three; here one may swallow every retransmission that
-    fits the 10 s, so a few handshakes fail."""
+    fits the 10 s."""
     path = Impairment(delay=0.015, burst_start=0.214, burst_end=0.5)
-    seeds = range(1, sized(20, 100) + 1)
+    seeds = range(1, sized(20, 200) + 1)
     took: list[float] = []
 
     async def main(seed: int) -> None:
@@ -131,7 +131,7 @@ def test_handshakes_through_burst_loss() -> None:
         except ConnectionClosed:
             continue
     report("burst loss", handshakes=len(seeds), completed=len(took), p90=quantile(took, 0.9))
-    assert len(took) >= 0.9 * len(seeds)
+    assert len(took) >= 0.98 * len(seeds)
 
 
 @pytest.mark.parametrize("seed", range(1, sized(2, 20) + 1))

@@ -248,6 +248,12 @@ class HardenedConnection(PathProber):
             self._skip_at = self._packet_number + 1 + secrets.randbelow(SKIP_WITHIN)
         probe = [] if closing or not self._handshake_confirmed else self._size_probe(now)
         datagrams = super().datagrams_to_send(now)
+        if self._loss.probe_again and not closing:
+            # Two at a time (RFC 9002, section 6.2.4): timeouts double, so few of them fit into a
+            # handshake's time, and a burst of losses may take one datagram of each.
+            self._loss.probe_again = False
+            self._loss.reschedule_data(now=now)
+            datagrams = datagrams + super().datagrams_to_send(now)
         if closing:
             self._close_packets = datagrams
         return probe + datagrams if probe else datagrams

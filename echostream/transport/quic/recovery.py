@@ -117,6 +117,8 @@ class AdaptiveRecovery(QuicPacketRecovery):
         self._pacer = TickPacer(max_datagram_size=max_datagram_size)
         self.path_mtu = path_mtu
         self._on_black_hole = on_black_hole
+        self.probe_again = False
+        """Whether the coming flush answers a probe timeout of the handshake."""
         self.plain_delivery = False
         """Whether something came up that only a plain flush sends."""
         self.size_probe: int | None = None
@@ -321,7 +323,9 @@ class AdaptiveRecovery(QuicPacketRecovery):
         return lost
 
     def on_loss_detection_timeout(self, *, now: float) -> None:
+        timeouts = self._pto_count
         super().on_loss_detection_timeout(now=now)
+        self.probe_again = self._pto_count > timeouts and not self.handshake_confirmed
         if self._pto_count >= MAX_TIMEOUTS and self.path_mtu.size > self.path_mtu.base:
             self.path_mtu.black_hole(now)
             self._on_black_hole()
