@@ -94,7 +94,7 @@ class QuicAcceptor:
         self._negotiations, self._refusals, self._resets = (
             Budget(options.stateless_rate, options.stateless_rate) for _ in range(3)
         )
-        self._retries = Budget(options.retry_rate, options.retry_rate)
+        self._retries = Budget(max(1.0, options.retry_rate / 10), options.retry_rate)
         self._trust = Budget(options.retry_threshold, FAILURE_RATE)
 
     @property

@@ -106,7 +106,7 @@ class QuicOptions:
     (RFC 9000, section 8.1.2); 0 asks always."""
 
     retry_rate: float = 1000.0
-    """How many Retry packets a server sends at once, and per second after that."""
+    """Retry packets that a server sends per second; a tenth of them at once."""
 
     max_half_open: int = 1024
     """Handshakes that a server has open at a time. A client that meets the limit tries again."""
