@@ -124,8 +124,8 @@ class QuicOptions:
     """A directory for qlog traces, one file per connection. For debugging: slow."""
 
     keylog_file: str | os.PathLike[str] | None = None
-    """A file that TLS secrets are appended to, in the format of SSLKEYLOGFILE. Whoever has it
-    can read the traffic."""
+    """A file that TLS secrets are appended to, in the format of SSLKEYLOGFILE; ``None`` takes that
+    variable of the environment, where it is set. Whoever has the file can read the traffic."""
 
     def __post_init__(self) -> None:
         for name in ("idle_timeout", "handshake_timeout", "initial_rtt", "datagram_max_age"):
