@@ -27,6 +27,7 @@ VERBS = {
     "emit": "send an event to a server",
     "listen": "print the events that a server emits",
     "replay": "what the jitter buffer makes of a recorded network",
+    "bench": "how fast calls, events and streams are here, or to a server elsewhere",
     "identity": "show this user's key, and the servers whose keys are known",
     "doctor": "check this machine, and say what to do",
 }

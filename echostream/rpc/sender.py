@@ -327,15 +327,8 @@ class StreamSender:
             self._timestamp += part.shape[0]
 
     def _send_bytes(self, data: bytes | bytearray | memoryview, capture_ts: int | None) -> None:
-        size = memoryview(data).nbytes
-        if self.realtime:
-            room = self._peer.connection.engine.max_datagram_payload - MEDIA_HEADER
-            if size > room:
-                raise ResourceExhausted(
-                    f"{size} bytes do not fit one datagram ({room}): send less, or open the stream "
-                    "with delivery='reliable'"
-                )
-        else:
+        size = len(data) if type(data) is bytes else memoryview(data).nbytes
+        if not self.realtime:
             self._check_item(size)
         self._packet(data, size, capture_ts)
         self._timestamp += 1
@@ -350,10 +343,19 @@ class StreamSender:
         else:
             deadline = None if self._max_age is None else connection.clock() + self._max_age
             if not connection.engine.send_datagram(data, deadline):
-                self._refused += 1
+                self._not_taken(size)
         self._sequence = (self._sequence + 1) & _MASK32
         self._packets += 1
         self._bytes += size
+
+    def _not_taken(self, size: int) -> None:
+        room = self._peer.connection.engine.max_datagram_payload - MEDIA_HEADER
+        if size > room:
+            raise ResourceExhausted(
+                f"{size} bytes do not fit one datagram ({room}): send less, or open the stream "
+                "with delivery='reliable'"
+            )
+        self._refused += 1
 
     def _check_item(self, size: int) -> None:
         limit = self._peer.protocol.peer.limits.message_size

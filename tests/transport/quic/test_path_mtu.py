@@ -350,8 +350,9 @@ def test_the_compiled_path_is_left_for_probes_only(
     pair.run(None, 10)
     probed = [size for size in path.sizes if size > 1300]
     assert len(probed) >= 2 * MAX_PROBES
-    connection = pair.client.engine._connection
-    connection._skip_at = 1 << 40
+    for side in (pair.client, pair.server):
+        assert side is not None
+        side.engine._connection._skip_at = 1 << 40
     plain: list[float] = []
     monkeypatch.setattr(
         hardened.HardenedConnection, "datagrams_to_send", lambda *_: plain.append(1) or []
