@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
+from echostream.discovery.service import Announcement, Service
 from echostream.errors import ConfigurationError
+from echostream.finding import Search, as_addresses
 from echostream.plugin.base import ClientPlugin, ServerPlugin
 from echostream.protocol.hello import Limits
 from echostream.rpc.context import ClientContext
@@ -18,6 +20,8 @@ from echostream.rpc.session import Session
 from echostream.transport.addresses import parse_address
 from echostream.transport.identity import Identity
 from echostream.transport.quic.options import QuicOptions
+from echostream.transport.service_trust import ServiceTrust
+from echostream.transport.ticket import SCHEME, Ticket
 from echostream.transport.trust import Trust
 
 if TYPE_CHECKING:
@@ -52,14 +56,15 @@ class ServerConfig:
     quic: QuicOptions
     now_ns: Callable[[], int] | None
     plugins: tuple[str, ...]
+    announcement: Announcement | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig:
-    """A client's parsed configuration."""
+    """A client's parsed configuration. ``others`` are further addresses of the same server."""
 
     address: tuple[str, int]
-    trust: Trust
+    trust: Trust | ServiceTrust
     server_name: str | None
     timeout: float
     values: dict[str, Any]
@@ -69,6 +74,8 @@ class ClientConfig:
     quic: QuicOptions
     now_ns: Callable[[], int] | None
     plugins: tuple[str, ...] = field(default=())
+    others: tuple[tuple[str, int], ...] = ()
+    search: Search | None = None
 
 
 class _Builder:
@@ -199,6 +206,7 @@ class ServerBuilder(_Builder):
         super().__init__()
         self._address: tuple[str, int] | None = None
         self._identity: Identity | None = None
+        self._announcement: Announcement | None = None
 
     def bind(self, address: str | tuple[str, int]) -> Self:
         """Where to listen: ``"0.0.0.0:5000"``, ``"[::]:5000"``, ``":0"`` (any free port), or a
@@ -220,6 +228,14 @@ class ServerBuilder(_Builder):
         """Who the server is, from a certificate chain and a key in PEM files."""
         return self.identity(Identity.from_pem(certificate, private_key))
 
+    def enable_discovery(self, name: str, *, properties: Mapping[str, str] | None = None) -> Self:
+        """Announce the server in the local network: ``RpcClient.discover(name)`` finds it.
+
+        ``properties`` are announced too, for ``where=``: short keys, texts of at most 200 bytes.
+        Everybody in the network can read and imitate them."""
+        self._announcement = Announcement(name=name, properties=dict(properties or {}))
+        return self
+
     def on_start(self, function: Hook) -> Self:
         """Run with the ``ServerContext`` before the server listens; an error fails the start."""
         return self._hook("start", function)
@@ -239,7 +255,12 @@ class ServerBuilder(_Builder):
         if self._address is None:
             raise ConfigurationError("the server has no address: add .bind('0.0.0.0:5000')")
         return RpcServer(
-            ServerConfig(address=self._address, identity=self._identity, **self._common())
+            ServerConfig(
+                address=self._address,
+                identity=self._identity,
+                announcement=self._announcement,
+                **self._common(),
+            )
         )
 
 
@@ -252,28 +273,55 @@ class ClientBuilder(_Builder):
     def __init__(self) -> None:
         super().__init__()
         self._address: tuple[str, int] | None = None
+        self._others: tuple[tuple[str, int], ...] = ()
+        self._search: Search | None = None
+        self._ticket: Ticket | None = None
         self._trust: dict[str, Any] = {}
         self._server_name: str | None = None
         self._timeout = 10.0
 
     def connect(
         self,
-        address: str | tuple[str, int],
+        address: str | tuple[str, int] | Ticket,
         *,
         timeout: float = 10.0,
         server_name: str | None = None,
     ) -> Self:
         """Where the server is, how long connecting may take (s), and the name in its certificate
-        where that is not the host."""
+        where that is not the host. A ticket names its addresses and its key as well."""
+        if isinstance(address, str) and address.lstrip().startswith(SCHEME):
+            address = Ticket.parse(address)
+        if isinstance(address, Ticket):
+            self._ticket = address
+            self.trust(fingerprint=address.fingerprint)
+            self._others = address.addresses[1:]
+            address = address.addresses[0]
+        else:
+            self._others = ()
         host, port = parse_address(address)
         if not host or not port:
             raise ConfigurationError(
                 f"{address!r} cannot be connected to: give host and port, as in '127.0.0.1:5000'"
             )
-        if not isinstance(timeout, int | float) or not 0 < timeout <= 3600:
-            raise ConfigurationError(f"timeout={timeout!r} must be seconds, above 0 and up to 3600")
+        self._timeout = _checked_timeout(timeout)
         self._address = host, port
-        self._timeout = timeout
+        self._search = None
+        self._server_name = server_name
+        return self
+
+    def discover(
+        self,
+        name: str,
+        *,
+        timeout: float = 3.0,
+        where: Callable[[Service], bool] | None = None,
+        addresses: Sequence[str | tuple[str, int]] = (),
+        server_name: str | None = None,
+    ) -> Self:
+        """Find the server by name instead; see :meth:`RpcClient.discover`."""
+        self._timeout = _checked_timeout(timeout)
+        self._search = Search(name=name, where=where, addresses=as_addresses(addresses))
+        self._address, self._others = (name, 0), ()
         self._server_name = server_name
         return self
 
@@ -287,8 +335,16 @@ class ClientBuilder(_Builder):
                 raise ConfigurationError(
                     f"unknown trust option {name!r}; known: {', '.join(known)}"
                 )
-        Trust(**self._trust | trust)
-        self._trust |= trust
+        given = self._trust | {name: value for name, value in trust.items() if value is not None}
+        pin = given.get("fingerprint")
+        if (
+            self._ticket is not None
+            and pin is not None
+            and Trust(fingerprint=pin).fingerprint != self._ticket.fingerprint
+        ):
+            raise ConfigurationError("fingerprint= and the ticket name different keys")
+        Trust(**given)
+        self._trust = given
         return self
 
     def plugin(self, plugin: ClientPlugin) -> Self:
@@ -300,13 +356,23 @@ class ClientBuilder(_Builder):
         from echostream.client import Connecting
 
         if self._address is None:
-            raise ConfigurationError("the client has no server: add .connect('127.0.0.1:5000')")
+            raise ConfigurationError(
+                "the client has no server: add .connect('127.0.0.1:5000') or .discover('Name')"
+            )
         return Connecting(
             ClientConfig(
                 address=self._address,
                 trust=Trust(**self._trust),
                 server_name=self._server_name,
                 timeout=self._timeout,
+                others=self._others,
+                search=self._search,
                 **self._common(),
             )
         )
+
+
+def _checked_timeout(timeout: float) -> float:
+    if not isinstance(timeout, int | float) or not 0 < timeout <= 3600:
+        raise ConfigurationError(f"timeout={timeout!r} must be seconds, above 0 and up to 3600")
+    return timeout

@@ -27,7 +27,7 @@ FLOORS: list[list[set[str]]] = [
     [{"protocol"}, {"media"}],
     [{"transport"}, {"discovery"}],
     [{"rpc", "plugin"}],
-    [{"server", "client", "builder"}],
+    [{"server", "client", "builder", "finding"}],
     [{"contrib"}, {"testing"}, {"cli"}],
     [{"", "prelude"}],  # the facade: `echostream` itself
 ]
@@ -44,6 +44,7 @@ DOORS: dict[str, set[str]] = {
     "av": {"echostream.contrib"},
     "click": {"echostream.cli"},
     "cryptography": {"echostream.transport"},
+    "ifaddr": {"echostream.discovery"},
     "matplotlib": {"echostream.media.lab.plot"},
     "msgpack": {"echostream.protocol.payload"},
     "msgspec": {"echostream.protocol.payload"},

@@ -37,7 +37,7 @@ from echostream.errors import ConfigurationError, IdentityError
 from echostream.transport.identity import fingerprint_of
 from echostream.transport.known_hosts import KnownHost, KnownHosts, host_key
 
-__all__ = ["Authorities", "Plan", "Rule", "Trust", "decide"]
+__all__ = ["Authorities", "Plan", "Rule", "Trust", "decide", "is_near"]
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ def decide(
         return plan("authority", authorities=Authorities(pem=_read_authorities(trust.ca)))
     if known is not None:
         return plan("known_host", expected=known.fingerprint)
-    if _is_near(address) and not _has_public_name(host):
+    if is_near(address) and not _has_public_name(host):
         return plan("first_use", expected=None if hint is None else _normalised(hint))
     return plan("authority", authorities=_system_authorities())
 
@@ -235,7 +235,8 @@ def _changed(where: str, known: KnownHost, shown: str) -> str:
     )
 
 
-def _is_near(address: str) -> bool:
+def is_near(address: str) -> bool:
+    """Whether trust on first use may apply: a loopback, private or link-local address."""
     found = ipaddress.ip_address(address.strip("[]"))
     if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
         found = found.ipv4_mapped
