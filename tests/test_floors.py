@@ -54,6 +54,7 @@ DOORS: dict[str, set[str]] = {
     "prometheus_client": {"echostream.contrib"},
     "pytest": {"echostream.testing"},
     "rich": {"echostream.cli"},
+    "segno": {"echostream.cli"},
     "sounddevice": {"echostream.contrib"},
     "soundfile": {"echostream.contrib"},
     "soxr": {"echostream.contrib"},

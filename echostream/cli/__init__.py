@@ -26,8 +26,9 @@ VERBS = {
     "call": "call a method of a server and print its result",
     "emit": "send an event to a server",
     "listen": "print the events that a server emits",
+    "discover": "the servers that the local network announces",
     "replay": "what the jitter buffer makes of a recorded network",
-    "identity": "show this user's key, and the servers whose keys are known",
+    "identity": "this user's key, tickets for it, and the servers whose keys are known",
     "doctor": "check this machine, and say what to do",
 }
 

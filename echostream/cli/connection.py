@@ -20,7 +20,9 @@ __all__ = ["add_connection_arguments", "client_builder", "json_text", "parse_jso
 
 def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
     """ADDR, the trust options and ``--timeout``."""
-    parser.add_argument("address", metavar="ADDR", help="the server, as HOST:PORT or [IPV6]:PORT")
+    parser.add_argument(
+        "address", metavar="ADDR", help="the server: HOST:PORT, [IPV6]:PORT or a ticket"
+    )
     parser.add_argument(
         "--timeout", metavar="S", type=float, default=10.0, help="seconds to wait (default: 10)"
     )

@@ -18,7 +18,14 @@ from typing import TypeAlias
 from echostream.errors import ConfigurationError
 from echostream.protocol.hello import CAPABILITIES, VERSION
 
-__all__ = ["SERVICE_TYPE", "Announcement", "Service", "ranked", "read_txt"]
+__all__ = [
+    "SERVICE_TYPE",
+    "Announcement",
+    "Service",
+    "check_service_name",
+    "ranked",
+    "service_from",
+]
 
 SERVICE_TYPE = "_echostream._udp.local."
 MAX_NAME_BYTES = 63
