@@ -13,11 +13,13 @@ from echostream.errors import ConfigurationError
 from echostream.finding import Search, as_addresses
 from echostream.plugin.base import ClientPlugin, ServerPlugin
 from echostream.protocol.hello import Limits
+from echostream.rpc.authentication import Authenticator, Authorize, ClientCredentials
 from echostream.rpc.context import ClientContext
 from echostream.rpc.dispatch import Routes
 from echostream.rpc.registry import Kind, Registry
 from echostream.rpc.session import Session
 from echostream.transport.addresses import parse_address
+from echostream.transport.client_proof import load_authorities
 from echostream.transport.identity import Identity
 from echostream.transport.quic.options import QuicOptions
 from echostream.transport.service_trust import ServiceTrust
@@ -57,6 +59,7 @@ class ServerConfig:
     now_ns: Callable[[], int] | None
     plugins: tuple[str, ...]
     announcement: Announcement | None = None
+    authenticator: Authenticator | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +79,7 @@ class ClientConfig:
     plugins: tuple[str, ...] = field(default=())
     others: tuple[tuple[str, int], ...] = ()
     search: Search | None = None
+    credentials: ClientCredentials = field(default=ClientCredentials())
 
 
 class _Builder:
@@ -154,6 +158,10 @@ class _Builder:
         self._now_ns = now_ns
         return self
 
+    def _requiring(self) -> list[str]:
+        every = (self._handlers, self._listeners, self._streams)
+        return [name for registry in every for name in registry.requiring]
+
     def _hook(self, name: str, function: Hook) -> Self:
         if not inspect.iscoroutinefunction(function) and not inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004
@@ -207,6 +215,7 @@ class ServerBuilder(_Builder):
         self._address: tuple[str, int] | None = None
         self._identity: Identity | None = None
         self._announcement: Announcement | None = None
+        self._authenticator: Authenticator | None = None
 
     def bind(self, address: str | tuple[str, int]) -> Self:
         """Where to listen: ``"0.0.0.0:5000"``, ``"[::]:5000"``, ``":0"`` (any free port), or a
@@ -236,6 +245,33 @@ class ServerBuilder(_Builder):
         self._announcement = Announcement(name=name, properties=dict(properties or {}))
         return self
 
+    def authenticate(
+        self,
+        function: Authorize | None = None,
+        *,
+        ca: str | os.PathLike[str] | bytes | None = None,
+        timeout: float = 5.0,
+    ) -> Self:
+        """Find out who a client is before anything of it is served.
+
+        ``async def function(session, credentials)`` gets what the client said and proved, returns
+        what it is granted (names for ``requires=``) and raises ``PermissionDenied`` to refuse it.
+        ``ca``: clients must have a certificate of this authority (PEM). ``timeout``: seconds.
+        """
+        if self._authenticator is not None:
+            raise ConfigurationError(".authenticate() was given already; one function decides")
+        if function is None and ca is None:
+            raise ConfigurationError(".authenticate() wants a function, ca= or both")
+        if function is not None and not inspect.iscoroutinefunction(function):
+            shown = getattr(function, "__qualname__", repr(function))
+            raise ConfigurationError(f".authenticate({shown}) wants a function made with async def")
+        self._authenticator = Authenticator(
+            authorize=function,
+            authorities=() if ca is None else load_authorities(ca),
+            timeout=_checked_timeout(timeout),
+        )
+        return self
+
     def on_start(self, function: Hook) -> Self:
         """Run with the ``ServerContext`` before the server listens; an error fails the start."""
         return self._hook("start", function)
@@ -254,11 +290,16 @@ class ServerBuilder(_Builder):
 
         if self._address is None:
             raise ConfigurationError("the server has no address: add .bind('0.0.0.0:5000')")
+        if self._authenticator is None and (names := self._requiring()):
+            raise ConfigurationError(
+                f"{names[0]!r} requires a grant, and nobody grants any: add .authenticate(...)"
+            )
         return RpcServer(
             ServerConfig(
                 address=self._address,
                 identity=self._identity,
                 announcement=self._announcement,
+                authenticator=self._authenticator,
                 **self._common(),
             )
         )
@@ -276,6 +317,7 @@ class ClientBuilder(_Builder):
         self._others: tuple[tuple[str, int], ...] = ()
         self._search: Search | None = None
         self._ticket: Ticket | None = None
+        self._credentials: dict[str, Any] = {}
         self._trust: dict[str, Any] = {}
         self._server_name: str | None = None
         self._timeout = 10.0
@@ -297,7 +339,7 @@ class ClientBuilder(_Builder):
             self._others = address.addresses[1:]
             address = address.addresses[0]
         else:
-            self._others = ()
+            self._others, self._ticket = (), None
         host, port = parse_address(address)
         if not host or not port:
             raise ConfigurationError(
@@ -347,6 +389,14 @@ class ClientBuilder(_Builder):
         self._trust = given
         return self
 
+    def credentials(self, *, token: str | None = None, identity: Identity | None = None) -> Self:
+        """Who this client is, for a server with ``.authenticate(...)``: a token that it knows, a
+        key that is proved to it, or both. The key is shown to no server that does not ask."""
+        given = {"token": token, "identity": identity}
+        self._credentials |= {key: value for key, value in given.items() if value is not None}
+        ClientCredentials(**self._credentials)
+        return self
+
     def plugin(self, plugin: ClientPlugin) -> Self:
         """Install a plugin."""
         return self._install(plugin, ClientPlugin)
@@ -359,8 +409,16 @@ class ClientBuilder(_Builder):
             raise ConfigurationError(
                 "the client has no server: add .connect('127.0.0.1:5000') or .discover('Name')"
             )
+        if names := self._requiring():
+            raise ConfigurationError(
+                f"{names[0]!r} requires a grant: only a server grants any, so only its handlers may"
+            )
+        credentials = dict(self._credentials)
+        if self._ticket is not None and self._ticket.token:
+            credentials.setdefault("token", self._ticket.token)
         return Connecting(
             ClientConfig(
+                credentials=ClientCredentials(**credentials),
                 address=self._address,
                 trust=Trust(**self._trust),
                 server_name=self._server_name,

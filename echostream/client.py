@@ -12,6 +12,7 @@ from echostream.codes import Close
 from echostream.discovery.service import Service
 from echostream.errors import ConfigurationError, ConnectionClosed, IdentityError
 from echostream.finding import find, find_all
+from echostream.rpc.authentication import introduce
 from echostream.rpc.caller import Caller
 from echostream.rpc.context import ClientContext
 from echostream.rpc.hooks import run_hooks, run_hooks_while_open
@@ -20,6 +21,7 @@ from echostream.rpc.session import SessionStatistics, peer_statistics
 from echostream.transport.addresses import resolve
 from echostream.transport.connection import Connection
 from echostream.transport.dial import dial
+from echostream.transport.identity import Identity
 from echostream.transport.quic.engine import client_engine
 from echostream.transport.ticket import Ticket
 from echostream.transport.trust import Plan
@@ -68,6 +70,7 @@ class RpcClient(Caller):
         self._context = ClientContext(config.values)
         self._lifetime: asyncio.Task[None] | None = None
         self._deadline = 0.0
+        self._server_key = ""
 
     def __repr__(self) -> str:
         return f"<RpcClient {self._config.address[0]}:{self._config.address[1]}>"
@@ -89,6 +92,8 @@ class RpcClient(Caller):
         *,
         timeout: float = 10.0,
         server_name: str | None = None,
+        token: str | None = None,
+        identity: Identity | None = None,
         **trust: Any,
     ) -> Connecting:
         """Connect to a server, by address or ticket: ``await`` the result, or ``async with`` it.
@@ -97,11 +102,13 @@ class RpcClient(Caller):
         the server's key is checked against the known hosts, a public name against the system's
         authorities, and a private address is trusted on first use and remembered.
 
+        ``token`` and ``identity`` tell the server who this client is.
+
         Raises ``ConnectionClosed`` when nobody answers within ``timeout`` s (it says what was
-        tried), ``IdentityError`` when the server is not who it should be.
+        tried), ``IdentityError`` when the server is not who it should be, or refuses this client.
         """
         builder = ClientBuilder().connect(address, timeout=timeout, server_name=server_name)
-        return builder.trust(**trust).build()
+        return builder.credentials(token=token, identity=identity).trust(**trust).build()
 
     @overload
     @staticmethod
@@ -112,6 +119,8 @@ class RpcClient(Caller):
         where: Callable[[Service], bool] | None = None,
         addresses: Sequence[str | tuple[str, int]] = (),
         all: Literal[False] = False,
+        token: str | None = None,
+        identity: Identity | None = None,
         **trust: Any,
     ) -> Connecting: ...
 
@@ -124,6 +133,8 @@ class RpcClient(Caller):
         where: Callable[[Service], bool] | None = None,
         addresses: Sequence[str | tuple[str, int]] = (),
         all: Literal[True],
+        token: str | None = None,
+        identity: Identity | None = None,
         **trust: Any,
     ) -> Coroutine[Any, Any, list[RpcClient]]: ...
 
@@ -135,6 +146,8 @@ class RpcClient(Caller):
         where: Callable[[Service], bool] | None = None,
         addresses: Sequence[str | tuple[str, int]] = (),
         all: bool = False,
+        token: str | None = None,
+        identity: Identity | None = None,
         **trust: Any,
     ) -> Connecting | Coroutine[Any, Any, list[RpcClient]]:
         """Find a server by name and connect to it: ``await`` the result, or ``async with`` it.
@@ -143,13 +156,14 @@ class RpcClient(Caller):
         and by multicast DNS; the first that proves its key wins. ``where`` chooses among announced
         services. ``all=True`` waits for ``timeout`` s and returns a client for each one found.
 
-        ``trust`` is as for :meth:`connect`. Without any, the key must be one that is known for this
-        name; where none is, a server in one's own network is trusted on first use and remembered.
-        Raises ``DiscoveryError`` that says what was tried, ``IdentityError`` when servers answered
-        and none could be trusted.
+        The other options are those of :meth:`connect`. Without any of ``trust``, the key must be
+        one that is known for this name; where none is, a server in one's own network is trusted on
+        first use and remembered. Raises ``DiscoveryError`` that says what was tried, and
+        ``IdentityError`` when servers answered and none could be trusted.
         """
         builder = ClientBuilder().discover(name, timeout=timeout, where=where, addresses=addresses)
-        connecting = builder.trust(**trust).build()
+        builder.credentials(token=token, identity=identity).trust(**trust)
+        connecting = builder.build()
         return find_all(connecting._config) if all else connecting
 
     @property
@@ -233,7 +247,7 @@ class RpcClient(Caller):
         connection = await self._dial(plan)
         try:
             completed = await connection.wait_connected()
-            await asyncio.to_thread(plan.accept, completed.certificate)
+            self._server_key = await asyncio.to_thread(plan.accept, completed.certificate)
         except BaseException as exc:
             connection.close(Close.IDENTITY_REFUSED if isinstance(exc, IdentityError) else Close.OK)
             raise
@@ -244,9 +258,8 @@ class RpcClient(Caller):
         config = self._config
         peer = Peer(connection, config.limits, config.routes, self._context, None, config.now_ns)
         connection.attach(peer)
-        peer.greet()
         try:
-            await peer.wait_greeted()
+            await introduce(peer, config.credentials, self._server_key)
         except BaseException:
             peer.close(Close.OK)
             raise

@@ -316,7 +316,12 @@ def _with_address(config: ClientConfig, address: str | tuple[str, int]) -> Clien
     if isinstance(parsed, Ticket):
         trust = Trust(fingerprint=parsed.fingerprint)
         first, *others = parsed.addresses
-        return replace(config, address=first, others=tuple(others), trust=trust)
+        credentials = config.credentials
+        if parsed.token and credentials.token is None:
+            credentials = replace(credentials, token=parsed.token)
+        return replace(
+            config, address=first, others=tuple(others), trust=trust, credentials=credentials
+        )
     return replace(config, address=parsed)
 
 

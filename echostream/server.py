@@ -12,6 +12,7 @@ from echostream.builder import ServerBuilder, ServerConfig
 from echostream.codes import Close
 from echostream.errors import ConfigurationError, ConnectionClosed
 from echostream.protocol.assembly import Account
+from echostream.rpc.authentication import admit, new_challenge
 from echostream.rpc.context import ServerContext
 from echostream.rpc.hooks import run_hooks, run_hooks_until_error, run_hooks_while_open
 from echostream.rpc.peer import Peer
@@ -246,21 +247,27 @@ class RpcServer:
             connection, config.limits, config.routes, session, self._assembling, config.now_ns
         )
         session._live_peer = peer
+        challenge = None if config.authenticator is None else new_challenge()
         if self._shutdown is not None:
             peer.close(Close.GOING_AWAY, "shutting down")
             return peer
-        peer.greet()
-        task = asyncio.get_running_loop().create_task(self._serve(session, peer))
+        peer.greet(challenge=challenge)
+        task = asyncio.get_running_loop().create_task(self._serve(session, peer, challenge))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return peer
 
-    async def _serve(self, session: Session, peer: Peer) -> None:
+    async def _serve(self, session: Session, peer: Peer, challenge: bytes | None) -> None:
         """One session from HELLO to the end."""
         try:
             await peer.wait_greeted()
         except ConnectionClosed:
             return
+        authenticator = self._config.authenticator
+        if authenticator is not None and challenge is not None:
+            own = "" if self._identity is None else self._identity.fingerprint
+            if not await admit(peer, session, authenticator, own, challenge):
+                return
         hooks = self._config.hooks
         sessions = self._context._sessions
         sessions[session.id] = session
