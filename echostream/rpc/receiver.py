@@ -34,7 +34,7 @@ __all__ = ["ReceiverStatistics", "StreamReceiver"]
 
 Frame: TypeAlias = bytes | AudioFrame
 
-RECEIVE_PACKETS = 256
+RECEIVE_PACKETS = 1024
 """Packets that wait for a reader; a reliable stream is paused there, a realtime one drops its
 oldest."""
 RECEIVE_BYTES = 256 * 1024
