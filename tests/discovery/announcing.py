@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import secrets
 import socket
 import struct
@@ -95,8 +94,3 @@ class Spoofer:
 
     def send(self, packet: bytes) -> None:
         self._socket.sendto(packet, ("224.0.0.251", 5353))
-
-
-def noise(rng: random.Random) -> bytes:
-    """Something that is not a TXT record, or only nearly."""
-    return rng.randbytes(rng.randrange(0, 200))
