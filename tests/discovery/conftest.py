@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cabled import Cable
 
 
 @pytest.fixture(autouse=True)
@@ -34,3 +36,16 @@ def multicast() -> None:
             receiver.recv(16)
         except OSError as exc:
             pytest.skip(f"no multicast on loopback: {exc}")
+
+
+@pytest.fixture
+def cable() -> Iterator[Cable]:
+    laid = Cable()
+    try:
+        try:
+            laid.lay()
+        except RuntimeError as exc:
+            pytest.skip(f"no network namespaces here: {exc}")
+        yield laid
+    finally:
+        laid.cut()

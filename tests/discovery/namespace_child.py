@@ -52,7 +52,12 @@ async def call(task: dict[str, Any]) -> None:
 
 async def watch(name: str) -> None:
     async for change in discover_services(name):
-        say(addresses=list(change.service.addresses))
+        service = change.service
+        say(
+            addresses=list(service.addresses),
+            port=service.port,
+            fingerprint=service.fingerprint,
+        )
 
 
 async def main() -> None:
