@@ -136,6 +136,7 @@ class _Hunt:
         self._trust = trust
         self._keys = keys
         self._waiting: deque[RpcClient] = deque()
+        self._doubtful: deque[RpcClient] = deque()
         self._attempts: dict[asyncio.Task[Connection], RpcClient] = {}
         self._seen: set[str] = set()
         self._browser: Browser | None = None
@@ -168,22 +169,21 @@ class _Hunt:
                 if error is None:
                     return client, task.result()
                 self._note(client, error)
-            if self._waiting and len(self._attempts) < ATTEMPTS:
-                client = self._waiting.popleft()
-                self._attempts[asyncio.ensure_future(client._reach())] = client
+            if (candidate := self._next()) is not None:
+                self._attempts[asyncio.ensure_future(candidate._reach())] = candidate
             waits: set[asyncio.Future[Any]] = {*self._attempts}
             if not self._browsing.done():
                 waits.add(self._browsing)
             else:
                 self._browsing.result()
-                if not self._attempts and not self._waiting:
+                if not self._attempts and not self._waiting and not self._doubtful:
                     raise TimeoutError  # nothing can come any more
             self._news.clear()
             news = asyncio.ensure_future(self._news.wait())
             try:
                 await asyncio.wait(
                     {news, *waits},
-                    timeout=STAGGER_S if self._waiting else None,
+                    timeout=STAGGER_S if self._waiting or self._doubtful else None,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
             finally:
@@ -250,13 +250,9 @@ class _Hunt:
             return
         self._seen.add(seen)
         hint = service.fingerprint
-        if self._keys is not None and hint is not None and hint not in self._keys:
-            error = IdentityError(
-                f"it announces the key {hint}, which is not known for this name. If it is the "
-                f"right one: echostream identity trust '{self._search.name}' {hint}"
-                if self._trust.trust.fingerprint is None
-                else f"it announces the key {hint}, but fingerprint= asks for another"
-            )
+        pin = self._trust.trust.fingerprint
+        if pin is not None and hint not in (None, pin):
+            error = IdentityError(f"it announces the key {hint}, but fingerprint= asks for {pin}")
             self._refuse(f"{service.instance!r} at {service.addresses[0]}:{service.port}", error)
             return
         addresses = self._trust.usable(service.addresses, self._keys)
@@ -276,14 +272,25 @@ class _Hunt:
                 trust=trust,
                 server_name=self._config.server_name
                 or (self._search.name if trust.trust.ca is not None else None),
-            )
+            ),
+            # It may have a new key, for which a known one vouches: the handshake tells.
+            doubtful=self._keys is not None and hint not in self._keys,
         )
 
-    def _add(self, config: ClientConfig) -> None:
+    def _add(self, config: ClientConfig, *, doubtful: bool = False) -> None:
         from echostream.client import RpcClient
 
-        self._waiting.append(RpcClient(replace(config, search=None)))
+        queue = self._doubtful if doubtful else self._waiting
+        queue.append(RpcClient(replace(config, search=None)))
         self._news.set()
+
+    def _next(self) -> RpcClient | None:
+        """Who may be tried now. The doubtful ones leave room for the others."""
+        if self._waiting and len(self._attempts) < ATTEMPTS:
+            return self._waiting.popleft()
+        if self._doubtful and len(self._attempts) < ATTEMPTS // 2:
+            return self._doubtful.popleft()
+        return None
 
     def _note(self, client: RpcClient, error: BaseException) -> None:
         if isinstance(error, IdentityError):

@@ -11,7 +11,7 @@ from echostream.cli.ticket import make_ticket, print_ticket
 from echostream.discovery.service import check_service_name
 from echostream.errors import ConfigurationError
 from echostream.transport.addresses import parse_address
-from echostream.transport.identity import Identity
+from echostream.transport.identity import Identity, rotate
 from echostream.transport.known_hosts import KnownHosts
 from echostream.transport.known_services import KnownServices
 from echostream.transport.private_files import data_directory
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     known = actions.add_parser("known-hosts", help="the servers whose keys are known")
     forget = actions.add_parser("forget", help="trust a server's next key as if it were new")
     forget.add_argument("address", metavar="HOST:PORT|NAME")
+    renew = actions.add_parser("rotate", help="a new key, which clients that know the old one take")
     trust = actions.add_parser("trust", help="believe a server that is found by name")
     trust.add_argument("name", metavar="NAME")
     trust.add_argument("fingerprint", metavar="SHA256", help="what its own side shows")
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ticket.add_argument("--token", default="", help="what the client is to show; keep it secret")
     ticket.add_argument("--qr", action="store_true", help="a QR code in the terminal as well")
     ticket.add_argument("--png", metavar="FILE", help="the QR code as a picture")
-    for each in (show, known, forget, trust, ticket):
+    for each in (show, known, forget, renew, trust, ticket):
         each.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="as JSON")
 
 
@@ -49,6 +50,9 @@ def run(args: argparse.Namespace) -> int:
         return _known_hosts(args.json)
     if args.action == "forget":
         return _forget(args.address, args.json)
+    if args.action == "rotate":
+        rotate()
+        return _show(args.json)
     if args.action == "trust":
         return _trust(args.name, args.fingerprint, args.json)
     if args.action == "ticket":

@@ -9,21 +9,19 @@ it apart from everything else that the key signs, as a TLS handshake (RFC 8446, 
 from __future__ import annotations
 
 import os
-import struct
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509.oid import NameOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from echostream.errors import ConfigurationError, IdentityError
 from echostream.transport.identity import Identity, fingerprint_of
+from echostream.transport.signatures import sign, statement, verify
 
 __all__ = ["Authorities", "load_authorities", "prove", "verify_chain", "verify_proof"]
 
@@ -32,7 +30,6 @@ Authorities: TypeAlias = tuple[x509.Certificate, ...]
 MAX_CHAIN = 5
 MAX_CERTIFICATE = 8192
 _TEXT = b"EchoStream client proof, version 1"
-_PSS = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=32)
 
 
 def prove(identity: Identity, server: str, challenge: bytes) -> dict[str, Any]:
@@ -41,7 +38,7 @@ def prove(identity: Identity, server: str, challenge: bytes) -> dict[str, Any]:
     chain = x509.load_pem_x509_certificates(identity.certificate_pem)[:MAX_CHAIN]
     ders = [certificate.public_bytes(Encoding.DER) for certificate in chain]
     key = load_pem_private_key(identity.private_key_pem, password=None)
-    signature = _sign(key, _statement(server, challenge, ders[0]))
+    signature = sign(key, statement(_TEXT, server.encode(), challenge, ders[0]))
     return {"scheme": "certificate", "chain": ders, "signature": signature}
 
 
@@ -65,7 +62,11 @@ def verify_proof(chain: object, signature: object, server: str, challenge: bytes
     if now < certificate.not_valid_before_utc:
         raise IdentityError("the client's certificate is not valid yet: is its clock right?")
     try:
-        _verify(certificate.public_key(), signature, _statement(server, challenge, ders[0]))
+        verify(
+            certificate.public_key(),
+            signature,
+            statement(_TEXT, server.encode(), challenge, ders[0]),
+        )
     except InvalidSignature:
         raise IdentityError(
             "the client's proof does not hold: it was made with another key, for another server "
@@ -101,11 +102,6 @@ def load_authorities(ca: str | os.PathLike[str] | bytes) -> Authorities:
         raise ConfigurationError(f"ca= holds no certificate in PEM: {exc}") from exc
 
 
-def _statement(server: str, challenge: bytes, certificate: bytes) -> bytes:
-    parts = (_TEXT, server.encode(), challenge, certificate)
-    return b"".join(struct.pack("!I", len(part)) + part for part in parts)
-
-
 def _checked_chain(chain: object) -> list[bytes]:
     if (
         not isinstance(chain, list)
@@ -116,33 +112,6 @@ def _checked_chain(chain: object) -> list[bytes]:
     for der in chain:
         fingerprint_of(der)
     return chain
-
-
-def _sign(key: Any, statement: bytes) -> bytes:
-    signature: bytes
-    if isinstance(key, ec.EllipticCurvePrivateKey):
-        signature = key.sign(statement, ec.ECDSA(_hash_for(key.curve)))
-    elif isinstance(key, rsa.RSAPrivateKey):
-        signature = key.sign(statement, _PSS, hashes.SHA256())
-    else:
-        assert isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey)
-        signature = key.sign(statement)
-    return signature
-
-
-def _verify(key: Any, signature: bytes, statement: bytes) -> None:
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        key.verify(signature, statement, ec.ECDSA(_hash_for(key.curve)))
-    elif isinstance(key, rsa.RSAPublicKey) and 2048 <= key.key_size <= 8192:
-        key.verify(signature, statement, _PSS, hashes.SHA256())
-    elif isinstance(key, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey):
-        key.verify(signature, statement)
-    else:
-        raise IdentityError("the client's key is of a kind that is not supported")
-
-
-def _hash_for(curve: ec.EllipticCurve) -> hashes.HashAlgorithm:
-    return hashes.SHA384() if isinstance(curve, ec.SECP384R1) else hashes.SHA256()
 
 
 def _names(certificate: x509.Certificate) -> tuple[str, ...]:

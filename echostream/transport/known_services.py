@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,8 +89,17 @@ class KnownServices:
                     f"another program met {name!r} just now, with the key {known[0].fingerprint}, "
                     f"and this server has {fingerprint}: connect again, and choose"
                 )
-            since = f"{datetime.now(UTC):%Y-%m-%d}"
-            self._write([*self._lines(), f"{quote(name, safe='~')} {fingerprint} {since}"])
+            self._write([*self._lines(), _line(name, fingerprint)])
+
+    def replace(self, name: str, old: Collection[str], fingerprint: str) -> None:
+        """A server of this name has another key from now on, and no longer one of the ``old``."""
+        with locked(self.path):
+            known = self.lookup(name)
+            gone = {each.line for each in known if each.fingerprint in old}
+            lines = [line for at, line in enumerate(self._lines(), start=1) if at not in gone]
+            if all(each.fingerprint != fingerprint for each in known):
+                lines.append(_line(name, fingerprint))
+            self._write(lines)
 
     def forget(self, name: str) -> int:
         """Remove the name's lines; how many there were."""
@@ -111,3 +121,7 @@ class KnownServices:
 
     def _write(self, lines: list[str]) -> None:
         write_private(self.path, "".join(line + "\n" for line in lines).encode())
+
+
+def _line(name: str, fingerprint: str) -> str:
+    return f"{quote(name, safe='~')} {fingerprint} {datetime.now(UTC):%Y-%m-%d}"

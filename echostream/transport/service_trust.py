@@ -24,6 +24,7 @@ from pathlib import Path
 
 from echostream.errors import IdentityError
 from echostream.transport.known_services import KnownServices
+from echostream.transport.succession import predecessors
 from echostream.transport.trust import Plan, Trust, decide, is_near
 
 __all__ = ["ServicePlan", "ServiceTrust"]
@@ -102,7 +103,11 @@ class ServicePlan(Plan):
     def check(self, certificate: bytes | None, *, resumed: str | None = None) -> str:
         """The server's fingerprint, or ``IdentityError``. Touches no file."""
         shown = Plan.check(self, certificate, resumed=resumed)
-        if self.keys is not None and shown not in self.keys:
+        if (
+            self.keys is not None
+            and shown not in self.keys
+            and not self._succeeds(certificate, self.keys)
+        ):
             raise IdentityError(
                 f"a server that says to be {self.service!r}, at {self._where}, has the key "
                 f"{shown}, which {self.known_services.path} does not list for that name: somebody "
@@ -118,4 +123,7 @@ class ServicePlan(Plan):
         if self.rule == "first_use":
             self.known_services.record(self.service, shown, first=not self.joining)
             logger.info("first met %r: its key %s is trusted now", self.service, shown)
+        elif self.keys is not None and shown not in self.keys and certificate is not None:
+            self.known_services.replace(self.service, predecessors(certificate), shown)
+            logger.info("%r has a new key, %s, which an old one signed", self.service, shown)
         return shown

@@ -26,6 +26,7 @@ import os
 import re
 import ssl
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -36,6 +37,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from echostream.errors import ConfigurationError, IdentityError
 from echostream.transport.identity import fingerprint_of
 from echostream.transport.known_hosts import KnownHost, KnownHosts, host_key
+from echostream.transport.succession import predecessors
 
 __all__ = ["Authorities", "Plan", "Rule", "Trust", "decide", "is_near"]
 
@@ -132,7 +134,11 @@ class Plan:
             raise IdentityError(f"{self._where} showed no certificate")
         shown = resumed if certificate is None else fingerprint_of(certificate)
         assert shown is not None
-        if self.expected is not None and shown != self.expected:
+        if (
+            self.expected is not None
+            and shown != self.expected
+            and not self._succeeds(certificate, {self.expected})
+        ):
             raise IdentityError(self._mismatch(self.expected, shown))
         return shown
 
@@ -142,12 +148,24 @@ class Plan:
         A key that cannot be written down is refused: each time would be the first time.
         """
         shown = self.check(certificate, resumed=resumed)
+        if self.rule == "known_host" and shown != self.expected:
+            KnownHosts(self.known_hosts).replace(self.host, self.port, shown)
+            logger.info("%s has a new key, %s, which its old one signed", self._where, shown)
         if self.rule == "first_use":
             line = KnownHosts(self.known_hosts).record(self.host, self.port, shown)
             if line.fingerprint != shown:  # another process was first, and met another key
                 raise IdentityError(_changed(self._where, line, shown))
             logger.info("first connection to %s: its key %s is trusted now", self._where, shown)
         return shown
+
+    def _succeeds(self, certificate: bytes | None, known: Collection[str]) -> bool:
+        """Whether a key that is remembered vouches for the one that is shown. A key that the caller
+        named is that key and no other."""
+        return (
+            self.rule == "known_host"
+            and certificate is not None
+            and any(old in known for old in predecessors(certificate))
+        )
 
     def refused(self, reason: str) -> IdentityError:
         """The error for a certificate that TLS did not accept, for the given reason."""
