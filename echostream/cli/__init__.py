@@ -27,7 +27,10 @@ VERBS = {
     "emit": "send an event to a server",
     "listen": "print the events that a server emits",
     "discover": "the servers that the local network announces",
+    "play": "stream a file, or the microphone, to a server",
+    "record": "take a stream from a server, into a file or to the speaker",
     "replay": "what the jitter buffer makes of a recorded network",
+    "bench": "how fast calls, events and streams are here, or to a server elsewhere",
     "identity": "this user's key, tickets for it, and the servers whose keys are known",
     "doctor": "check this machine, and say what to do",
 }
