@@ -28,6 +28,7 @@ cdef class RecoveryState:
     cdef public int64_t unanswered
     cdef public int64_t largest_sent
     cdef public object skipped
+    cdef public int64_t largest_delivered
     cdef public dict _presumed_lost
     cdef public bint plain_delivery
     """Whether a handler of aioquic ran: there may be something to send for it."""
@@ -113,6 +114,8 @@ cdef class RecoveryState:
                 space.ack_eliciting_in_flight -= 1
             if packet.in_flight:
                 control.acked(packet.sent_bytes, packet.sent_time)
+                if packet.sent_bytes > self.largest_delivered:
+                    self.largest_delivered = packet.sent_bytes
             newest = packet.packet_number
             newest_time = packet.sent_time
             self.deliver(True, packet, space)
