@@ -46,6 +46,13 @@ JITTER = [
     r"packets: 9\d\d received, \d+ lost, \d+ late \(0\.\d%; asked for 1 %\)",
     r"audio: 0\.\d+ s concealed in \d+ gaps, \d+ pitch periods put in or left out",
 ]
+MULTIROOM = [
+    r"server: 4 players, \d+ ms of delay",
+    r"player 0: its card is -\d+ ppm off, \d+ packets late, error bound \d+ µs",
+    r"player 3: its card is \+\d+ ppm off, \d+ packets late, error bound \d+ µs",
+    r"apart, of \d{2,} comparisons of two recordings: median \d+\.\d µs, p99 \d+\.\d µs, .*",
+    r"all within the error bounds",
+]
 AUTH = [
     r"server: alice is authenticated",
     r"alice: I am alice",
@@ -77,6 +84,7 @@ def example(name: str, *words: str, home: Path) -> subprocess.CompletedProcess[s
         ("service_discovery", [f"Test {secrets.token_hex(4)}"], DISCOVERY),
         ("auth_plugin", [], AUTH),
         ("jitter_lab", [], JITTER),
+        ("multiroom", [], MULTIROOM),
     ],
 )
 def test_an_example(name: str, words: list[str], lines: list[str], tmp_path: Path) -> None:
@@ -96,6 +104,7 @@ def test_an_example(name: str, words: list[str], lines: list[str], tmp_path: Pat
         ("audio_stream", "carrier pigeon", "give reliable or realtime"),
         ("service_discovery", "x" * 64, "cannot name a service"),
         ("auth_plugin", "guess", "authentication failed"),
+        ("multiroom", "nowhere.wav", "nowhere.wav: "),
     ],
 )
 def test_a_wrong_input(name: str, word: str, said: str, tmp_path: Path) -> None:
@@ -113,4 +122,5 @@ def test_every_example_is_tested() -> None:
         "service_discovery",
         "auth_plugin",
         "jitter_lab",
+        "multiroom",
     }

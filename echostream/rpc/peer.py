@@ -240,6 +240,13 @@ class Peer:
             _release(self._drain_waiters)
         self.clock.before_flush()  # last: the stamps are those of the wire
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is queued, and nobody waits for space."""
+        return self.outbox.idle and not (
+            self._stream_waiters or self._call_waiters or self._event_waiters or self._drain_waiters
+        )
+
     def pump(self) -> None:
         """Take out and dispatch what the inbox has; a flood continues on the loop's next turn."""
         if self._pumping or self._ended is not None or self._resting is not None:
