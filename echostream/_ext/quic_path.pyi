@@ -294,4 +294,6 @@ class ReceivePath(ConnectionState):
 
 @disjoint_base
 class SendPath(ReceivePath):
+    @property
+    def idle(self) -> bool: ...
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Any]]: ...

@@ -104,7 +104,7 @@ class Router:
         for connection in touched:
             connection.report()
         for connection in touched:  # only now: the tasks of all of them run before their turn ends
-            connection.wake()
+            connection.settle()
 
     def stop_listening(self) -> None:
         """Accept no more; what belongs to no connection is dropped."""

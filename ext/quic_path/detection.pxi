@@ -147,7 +147,7 @@ cdef class RecoveryState:
             )
             self._rtt_smoothed = 0.875 * self._rtt_smoothed + 0.125 * self._rtt_latest
         control.measured(now, rtt)
-        (<Pacer>self._pacer).set_rate(control.congestion_window, self._rtt_smoothed)
+        (<Pacer?>self._pacer).set_rate(control.congestion_window, self._rtt_smoothed)
         return 0
 
     cpdef list find_lost(self, double now, PacketSpace space):

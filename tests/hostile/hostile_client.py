@@ -64,6 +64,8 @@ class RawPeer:
             self.closed = event
             self._turned.set()
 
+    idle = True
+
     def before_flush(self, now: float) -> None:
         self._turned.set()
 

@@ -178,6 +178,11 @@ class QuicEngine:
             self._broke("a flush")
             return []
 
+    @property
+    def idle(self) -> bool:
+        """Whether it is known that :meth:`flush` would send nothing now."""
+        return self._connection.idle
+
     def next_event(self) -> EngineEvent | None:
         """The next event, or ``None``."""
         if self._ready:

@@ -139,6 +139,11 @@ class HardenedConnection(PathProber):
     # For the engine
 
     @property
+    def idle(self) -> bool:
+        """Whether there is nothing to send; only the compiled path knows."""
+        return False
+
+    @property
     def ended(self) -> bool:
         """Whether a close was sent or received, or the connection given up."""
         state = self._state

@@ -53,6 +53,8 @@ class ForeignEngine:
         self._started = True
         self._connection.receive_datagram(data, address, now=now)
 
+    idle = False
+
     def flush(self, now: float) -> list[tuple[bytes, Any]]:
         if not self._started:
             return []
