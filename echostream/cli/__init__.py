@@ -28,7 +28,10 @@ VERBS = {
     "listen": "print the events that a server emits",
     "ping": "round trip, clock offset, drift and error bound, live",
     "sync-lab": "players in several processes on a bad network: how far apart are they?",
+    "play": "stream a file, or the microphone, to a server",
+    "record": "take a stream from a server, into a file or to the speaker",
     "replay": "what the jitter buffer makes of a recorded network",
+    "bench": "how fast calls, events and streams are here, or to a server elsewhere",
     "identity": "show this user's key, and the servers whose keys are known",
     "doctor": "check this machine, and say what to do",
 }

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from echostream.media.frame import AudioFormat
+from echostream.media.frame import AudioFormat, AudioFrame
 from echostream.media.playout import Playout, PlayoutStatistics
 from echostream.media.sync_playout import SyncPlayout, SyncStatistics
 from echostream.protocol.events import MediaReceived
@@ -22,6 +22,8 @@ SYNC_LEAD_S = 0.5
 """The same for one that names its times, ahead of them."""
 RESTART_S = 1.0
 """Behind real time by more than that, a reliable stream has paused, and begins anew."""
+MAX_TIMESTAMP = 1 << 62
+"""Of what is played: times behind it do not fit 64 bits any more."""
 PACE = 1.0005
 """What waits is released a little faster than real time (less than a cent), so that a sender with a
 fast clock does not lengthen the queue for ever."""
@@ -79,6 +81,9 @@ class PlayoutFeed:
 
     def push(self, event: MediaReceived, arrival: float) -> None:
         """Take in one packet that arrived at ``arrival`` (s, monotonic)."""
+        if event.timestamp >= MAX_TIMESTAMP:
+            self._on_fault(f"timestamp {event.timestamp} is 2**62 or more")
+            return
         if event.stream_id >= 0 and (self._waiting or self._lead(event, arrival) > self.lead_s):
             self._waiting.append(event)
             self._waiting_bytes += len(event.payload)
@@ -170,7 +175,10 @@ class AdaptiveFeed(PlayoutFeed):
 class SyncFeed(PlayoutFeed):
     """Of a playout that keeps to the sender's times."""
 
+    lead_s = SYNC_LEAD_S
     playout: SyncPlayout
+    decode: Callable[[MediaReceived], AudioFrame | None] | None = None
+    """Of a stream that is not PCM; ``None`` from it: the packet could not be decoded."""
     _sharp: ClockDriver | None = None
 
     def keep_sharp(self, clock: ClockDriver) -> None:
@@ -185,16 +193,21 @@ class SyncFeed(PlayoutFeed):
         super().end()
 
     def _lead(self, event: MediaReceived, now: float) -> float:
-        assert event.capture_ts is not None
-        return self.playout.ahead_ns(event.capture_ts) / 1e9
+        return 0.0 if event.capture_ts is None else self.playout.ahead_ns(event.capture_ts) / 1e9
 
     def _push(self, event: MediaReceived, arrival: float) -> None:
         if event.capture_ts is None:
             raise ValueError("a packet of a time-synchronised stream without capture time")
+        arrival_ns = self.playout.now() - int((self._clock() - arrival) * 1e9)
+        if self.decode is not None:
+            frame = self.decode(event)
+            if frame is not None:
+                self.playout.push(frame, arrival_ns)
+            return
         self.playout.push_packet(
             event.timestamp,
             event.capture_ts,
             event.payload,
-            self.playout.now() - int((self._clock() - arrival) * 1e9),
+            arrival_ns,
             bool(event.flags & MEDIA_DTX),
         )
