@@ -26,13 +26,14 @@ VERBS = {
     "call": "call a method of a server and print its result",
     "emit": "send an event to a server",
     "listen": "print the events that a server emits",
-    "ping": "round trip, clock offset, drift and error bound, live",
-    "sync-lab": "players in several processes on a bad network: how far apart are they?",
     "play": "stream a file, or the microphone, to a server",
     "record": "take a stream from a server, into a file or to the speaker",
+    "discover": "the servers that the local network announces",
+    "ping": "round trip, clock offset, drift and error bound, live",
+    "sync-lab": "players in several processes on a bad network: how far apart are they?",
     "replay": "what the jitter buffer makes of a recorded network",
     "bench": "how fast calls, events and streams are here, or to a server elsewhere",
-    "identity": "show this user's key, and the servers whose keys are known",
+    "identity": "this user's key, tickets for it, and the servers whose keys are known",
     "doctor": "check this machine, and say what to do",
 }
 

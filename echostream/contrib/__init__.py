@@ -1,2 +1,1 @@
-"""Ready-made parts on top of the public API. ``audio`` and ``opus`` need the extras of their names.
-Nothing below imports it."""
+"""Floor 5: ready-made parts on top of the public API; some need an extra, and say so."""

@@ -7,7 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from echostream.media.frame import AudioFormat, AudioFrame
+from echostream.errors import ProtocolError
+from echostream.media.codec import Decoder
+from echostream.media.frame import AudioFormat
 from echostream.media.playout import Playout, PlayoutStatistics
 from echostream.media.sync_playout import SyncPlayout, SyncStatistics
 from echostream.protocol.events import MediaReceived
@@ -69,6 +71,7 @@ class PlayoutFeed:
         self._timer: asyncio.TimerHandle | None = None
         self._over = False
         self.dropped = 0
+        self.undecodable = 0
 
     @property
     def queued(self) -> int:
@@ -177,8 +180,8 @@ class SyncFeed(PlayoutFeed):
 
     lead_s = SYNC_LEAD_S
     playout: SyncPlayout
-    decode: Callable[[MediaReceived], AudioFrame | None] | None = None
-    """Of a stream that is not PCM; ``None`` from it: the packet could not be decoded."""
+    decoder: Decoder | None = None
+    """Of a stream that is encoded."""
     _sharp: ClockDriver | None = None
 
     def keep_sharp(self, clock: ClockDriver) -> None:
@@ -198,16 +201,17 @@ class SyncFeed(PlayoutFeed):
     def _push(self, event: MediaReceived, arrival: float) -> None:
         if event.capture_ts is None:
             raise ValueError("a packet of a time-synchronised stream without capture time")
-        arrival_ns = self.playout.now() - int((self._clock() - arrival) * 1e9)
-        if self.decode is not None:
-            frame = self.decode(event)
-            if frame is not None:
-                self.playout.push(frame, arrival_ns)
-            return
+        payload: bytes | memoryview = event.payload
+        if self.decoder is not None and event.payload:
+            try:
+                payload = self.decoder.decode(event.payload).data.cast("B")
+            except ProtocolError:
+                self.undecodable += 1
+                return
         self.playout.push_packet(
             event.timestamp,
             event.capture_ts,
-            event.payload,
-            arrival_ns,
+            payload,
+            self.playout.now() - int((self._clock() - arrival) * 1e9),
             bool(event.flags & MEDIA_DTX),
         )

@@ -225,9 +225,8 @@ class StreamReceiver:
         feed_options = (peer.loop, peer.connection.clock, self._give_room, self._fail_sender)
         if profile == "sync":
             feed = SyncFeed(self._sync_playout(format, **options), *feed_options)
+            feed.decoder = self._decoder
             feed.keep_sharp(peer.clock)
-            if self._decoder is not None:
-                feed.decode = self._decoded
         elif self._decoder is None:
             feed = AdaptiveFeed(Playout(format, profile=profile, **options), *feed_options)
         else:
@@ -319,6 +318,8 @@ class StreamReceiver:
         seen = feed.playout.statistics() if feed else None
         playing, sync = (None, seen) if isinstance(seen, SyncStatistics) else (seen, None)
         undecodable = self._undecodable
+        if feed is not None:
+            undecodable += feed.undecodable
         if playing is not None and playing.codec is not None:
             undecodable += playing.codec.undecodable
         if self.realtime:
