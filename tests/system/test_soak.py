@@ -29,8 +29,8 @@ ROUNDS = 6
 """At least so many rounds are measured, however short the time."""
 OBJECTS_PER_ROUND = 5.0
 OBJECTS = 300
-"""Growth in all that is no leak: tables that fill. Each round makes thousands for each kind of work,
-so that one connection which stays is seen in either."""
+"""Growth in all that is no leak: tables that fill, timers that were cancelled and are not due. Each
+round makes thousands for each kind of work."""
 MEMORY = 8 * 1024 * 1024
 """The allocator's share: between the beginning and the end, medians of a third of the rounds."""
 
