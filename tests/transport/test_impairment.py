@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from itertools import pairwise
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_what_is_sent_in_a_stall_leaves_at_its_end_in_order() -> None:
     assert 0.05 < len(held) / len(delays) < 0.2  # 60 ms of 560
     assert max(held) <= 0.101
     times = [number * 0.001 + delay for number, delay in enumerate(delays)]
-    assert all(b - a > -1e-9 for a, b in zip(times, times[1:], strict=False))
+    assert all(b - a > -1e-9 for a, b in pairwise(times))
     assert delays == arrivals(Impairment(delay=0.001, stall_every=0.5, stall=0.1))
 
 
