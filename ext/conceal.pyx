@@ -80,7 +80,7 @@ cdef class Extrapolator:
         cdef float* floats
         cdef double* doubles
         self._floats = floats = <float*>calloc(
-            channels * (self._size + self._total + 2 * self._merge) + 4 * self._longest, sizeof(float)
+            channels * (2 * self._size + self._total + 2 * self._merge) + 4 * self._longest, sizeof(float)
         )
         self._doubles = doubles = <double*>calloc(
             channels * (noise + self._low_size + self._high_size + LOW_ORDER + HIGH_ORDER + 1)
@@ -89,7 +89,7 @@ cdef class Extrapolator:
         if floats == NULL or doubles == NULL:
             raise MemoryError()
         self._history = floats
-        self._extension = self._history + channels * self._size
+        self._extension = self._history + 2 * channels * self._size
         self._planar = self._extension + channels * self._total
         self._bent = self._planar + channels * self._merge
         self._mono = self._bent + channels * self._merge

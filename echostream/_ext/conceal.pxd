@@ -10,7 +10,8 @@ cdef class Extrapolator:
     cdef Py_ssize_t _split, _delay, _size, _total, _low_size, _high_size, _order
     cdef Py_ssize_t _known, _at             # frames of the extension: computed, played
     cdef bint _voice, _concealing, _silent
-    cdef float* _history                    # (channels, _size): what was played
+    cdef float* _history                    # (channels, 2 * _size): what was played ...
+    cdef Py_ssize_t _start                  # ... is _size frames from here on
     cdef float* _extension                  # (channels, _total)
     cdef float* _planar                     # (channels, _merge)
     cdef float* _bent                       # (_merge, channels)

@@ -1,33 +1,50 @@
 """One gap: into it, through it, and back to what is heard."""
 
 
+cdef float* past(Extrapolator c, Py_ssize_t channel) noexcept nogil:
+    """The last ``_size`` frames of a channel."""
+    return c._history + 2 * channel * c._size + c._start
+
+
+cdef void advance(Extrapolator c, Py_ssize_t n) noexcept nogil:
+    """The oldest ``n`` frames (at most ``_size``) go, room for as many is at the end."""
+    cdef Py_ssize_t channel
+    cdef float* row
+    if c._start + n <= c._size:
+        c._start += n
+        return
+    for channel in range(c._channels):
+        row = past(c, channel)
+        memmove(row - c._start, row + n, (c._size - n) * sizeof(float))
+    c._start = 0
+
+
 cdef void remember(Extrapolator c, const float* samples, Py_ssize_t frames) noexcept nogil:
-    cdef Py_ssize_t n = min(frames, c._size), keep = c._size - n, i, channel
-    cdef float* history
+    cdef Py_ssize_t n = min(frames, c._size), i, channel
+    cdef float* new
+    advance(c, n)
     samples += (frames - n) * c._channels
     for channel in range(c._channels):
-        history = c._history + channel * c._size
-        memmove(history, history + n, keep * sizeof(float))
+        new = past(c, channel) + c._size - n
         for i in range(n):
-            history[keep + i] = clean(samples[i * c._channels + channel])
+            new[i] = clean(samples[i * c._channels + channel])
 
 
 cdef void end_gap(Extrapolator c) noexcept nogil:
     """What was played in the gap becomes history; until then the history stands still."""
-    cdef Py_ssize_t n = min(c._at, c._size), keep = c._size - n, i, channel
-    cdef float* history
+    cdef Py_ssize_t n = min(c._at, c._size), i, channel
+    cdef float* new
     cdef const float* x
     if not c._concealing:
         return
     c._concealing = False
+    advance(c, n)
     for channel in range(c._channels):
-        history = c._history + channel * c._size
-        memmove(history, history + n, keep * sizeof(float))
+        new = past(c, channel) + c._size - n
         x = c._extension + channel * c._total
         for i in range(c._at - n, c._at):
-            history[keep + i - (c._at - n)] = (
-                <float>gain_at(c, i) * x[i] if i < c._total else <float>0.0
-            )
+            new[0] = <float>gain_at(c, i) * x[i] if i < c._total else <float>0.0
+            new += 1
 
 
 cdef double gain_at(Extrapolator c, Py_ssize_t frame) noexcept nogil:

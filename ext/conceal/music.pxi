@@ -10,7 +10,7 @@ cdef void begin_music(Extrapolator c) noexcept nogil:
     for channel in range(c._channels):
         low = c._low + channel * c._low_size
         for i in range(LOW_WINDOW):
-            x = c._history + channel * c._size + i * split
+            x = past(c, channel) + i * split
             value = 0.0
             for k in range(taps):
                 value += c._filter[k] * x[k]
@@ -24,7 +24,7 @@ cdef void begin_music(Extrapolator c) noexcept nogil:
         return
     extend_low(c, 0)
     for channel in range(c._channels):
-        x = c._history + (channel + 1) * c._size - LOW_WINDOW
+        x = past(c, channel) + c._size - LOW_WINDOW
         high = c._high + channel * c._high_size
         for i in range(LOW_WINDOW):
             high[i] = x[i] - low_band(c, channel, i - LOW_WINDOW)

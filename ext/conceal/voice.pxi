@@ -11,7 +11,7 @@ cdef void begin_voice(Extrapolator c) noexcept nogil:
     cdef const float* end = c._mono + 2 * longest
     cdef float found = 0.0
     power = mono_reference(
-        c._history + c._size - 2 * longest, 1, c._size, 2 * longest,
+        past(c, 0) + c._size - 2 * longest, 1, 2 * c._size, 2 * longest,
         c._channels, c._mono,
     )
     c._silent = power < 1e-12
@@ -34,7 +34,7 @@ cdef void begin_voice(Extrapolator c) noexcept nogil:
     c._voicing = min(1.0, max(0.0, (found - 0.3) * 2.0))
     c._loop = c._previous = c._place = 0
     for channel in range(c._channels):
-        history = c._history + (channel + 1) * c._size - window
+        history = past(c, channel) + c._size - window
         for i in range(window):
             c._forward[i] = history[i]
         model = c._models + channel * LOW_ORDER
@@ -87,7 +87,7 @@ cdef double periodic(Extrapolator c, Py_ssize_t channel, double fade) noexcept n
 
 cdef double looped(Extrapolator c, Py_ssize_t channel, Py_ssize_t lag) noexcept nogil:
     """The last period, whose end leads into its own beginning."""
-    cdef const float* x = c._history + (channel + 1) * c._size + c._place - lag
+    cdef const float* x = past(c, channel) + c._size + c._place - lag
     cdef Py_ssize_t tail = c._place - (lag - c._overlap)
     cdef double weight
     if tail < 0:
