@@ -25,17 +25,17 @@ cimport cython
 from cpython.buffer cimport (
     PyBUF_FORMAT, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
-from libc.math cimport fabs
+from libc.math cimport NAN, fabs, isnan
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from echostream._ext.atomic cimport (
-    atomic_add, atomic_load, atomic_load_bits, atomic_observe, atomic_publish, atomic_set,
-    atomic_store, atomic_take, lowest_bit,
+    atomic_add, atomic_load, atomic_load_bits, atomic_load_real, atomic_observe, atomic_publish,
+    atomic_set, atomic_store, atomic_store_real, atomic_take, lowest_bit,
 )
 from echostream._ext.delay cimport (
-    Control, Delay, control_step, control_watch, delay_relearn, delay_restart, delay_target,
+    Control, Delay, control_step, control_watch, delay_know, delay_relearn, delay_restart, delay_target,
     delay_update, delay_wanted,
 )
 from echostream._ext.pcm cimport (
@@ -72,6 +72,7 @@ cdef class JitterRing:
 
     def __cinit__(self):
         self.reading = -1
+        self.known_slope = self.delay.known = NAN
         self.frame_bytes = self.rate = self.channels = 1  # nothing divides by 0 without __init__
 
     def __init__(
@@ -79,6 +80,7 @@ cdef class JitterRing:
         int64_t max_packet_frames, int64_t ring_frames, int sequence_bits, int timestamp_bits,
         double late, double start_ns, double minimum_ns, double maximum_ns, double raise_rate,
         double lower_rate, int64_t hold_ns, int64_t max_pull,
+        double start_share=0.5, double settle_s=2.0,
     ):
         if self.arena != NULL:
             raise RuntimeError("a JitterRing is made once")
@@ -107,6 +109,8 @@ cdef class JitterRing:
         self.delay.start = start_ns
         self.delay.minimum = minimum_ns
         self.delay.maximum = maximum_ns
+        self.delay.start_share = start_share
+        self.delay.settle = settle_s * 1e9
         delay_restart(&self.delay)
         self.deadline = INT64_MAX
         self.earliest = INT64_MAX
@@ -317,6 +321,21 @@ cdef class JitterRing:
     def wanted_ns(self):
         """Delay above the fastest packets that the estimator asks for."""
         return atomic_load(&self.wanted)
+
+    @property
+    def known_drift_ppm(self):
+        """The sender's clock against that of the arrivals, where somebody measured it (positive:
+        the sender is fast), else NaN. May be set at any time, by any thread."""
+        return -atomic_load_real(&self.known_slope) * 1e6
+
+    @known_drift_ppm.setter
+    def known_drift_ppm(self, double value):
+        atomic_store_real(&self.known_slope, -value * 1e-6)
+
+    @property
+    def drift_ppm(self):
+        """The same as the arrivals tell it; 0 while they tell nothing."""
+        return -atomic_load_real(&self.slope) * 1e6
 
     @property
     def consumer_ns(self):

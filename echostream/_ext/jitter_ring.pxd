@@ -34,6 +34,7 @@ cdef class JitterRing:
         uint64_t* presence
         # shared
         int64_t reading, target, wanted, deadline, flushes, ready, earliest
+        double known_slope, slope
         Counters n
         # producer
         Delay delay

@@ -143,6 +143,7 @@ class Playout:
     @feed_forward_ppm.setter
     def feed_forward_ppm(self, value: float) -> None:
         self._loop.feed_forward_ppm = value
+        self.buffer.ring.known_drift_ppm = value
 
     # Emptying.
 

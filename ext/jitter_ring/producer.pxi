@@ -72,10 +72,12 @@ cdef int ring_push(
     r.slot_silence[slot] = silence
     r.slot_flush[slot] = r.flushes
     send = to_ns(at, r.rate)
+    delay_know(&r.delay, atomic_load_real(&r.known_slope))
     deadline = atomic_load(&r.deadline)
     delay_update(
         &r.delay, send, arrival, deadline != INT64_MAX and arrival - send > deadline
     )
+    atomic_store_real(&r.slope, r.delay.slope)
     atomic_store(&r.wanted, delay_wanted(&r.delay))
     atomic_store(&r.target, delay_target(&r.delay, send))
     if at < r.earliest:

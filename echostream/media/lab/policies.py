@@ -73,7 +73,9 @@ class EchoStream(_Base):
 
     def __init__(self, late: float = 0.01, profile: str = "voice", start_ms: float = 40.0) -> None:
         rates = PROFILES[profile]
-        self._estimator = DelayEstimator(late, start_ms * MS, 0.0, 2000.0 * MS)
+        self._estimator = DelayEstimator(
+            late, start_ms * MS, 0.0, 2000.0 * MS, rates.start_share, rates.settle_s
+        )
         self._control = PlayoutControl(rates.raise_rate, rates.lower_rate)
         self._start_ns = start_ms * MS
         self._newest = 0
