@@ -7,9 +7,9 @@ O(1) per packet, no allocation. The C is in ``echostream/_ext/delay.pxd``, becau
 embeds it; this module gives it to Python. What it does, in the order of a packet's way:
 
 1. **Base line.** The smallest delay of each second of the last minute, and below these points the
-   highest line of one slope that passes under all of them. The slope is the clock skew: what a
-   clock filter knows (``know``), else least squares through the points, used only where it
-   moves the line by more than twice the scatter of the points; else noise would tilt it. (The
+   highest line of one slope that passes under all of them. The slope is the clock skew: least
+   squares through the points, used only where it moves the line by more than twice the scatter
+   of the points, else noise would tilt it; until then what a clock filter knows (``know``). (The
    edge of their lower hull, as Moon, Skelly and Towsley have it, 1999, varies several times as
    much.) Where the line is tilted anew, the packets of the last 20 s are counted again from it.
 2. **A change of the path is not jitter.** A packet far below the line is a shorter path and is
@@ -95,7 +95,7 @@ cdef class DelayEstimator:
         delay_restart(&self.state)
 
     def know(self, double skew_ppm):
-        """Slope of the base line as somebody measured it better; NaN: nobody has any more."""
+        """The skew as somebody measured it, until the packets plainly say another; NaN: nobody."""
         delay_know(&self.state, skew_ppm * 1e-6)
 
     @property

@@ -92,7 +92,8 @@ cdef inline void delay_restart(Delay* d) noexcept nogil:
 
 
 cdef inline void delay_know(Delay* d, double slope) noexcept nogil:
-    """The slope of the base line as somebody measured it better; NaN: nobody has."""
+    """The slope of the base line as somebody measured it, until the packets plainly say another
+    (a sound card has a clock of its own); NaN: nobody has."""
     d.known = min(max(slope, -0.003), 0.003) if not isnan(slope) else NAN
 
 
@@ -183,6 +184,7 @@ cdef inline void delay_tilt(Delay* d, double slope) noexcept nogil:
 cdef inline void delay_fit(Delay* d) noexcept nogil:
     """The skew: least squares through the block minima, where it is plain to see."""
     cdef double middle = 0.0, mean = 0.0, spread = 0.0, slope = 0.0, over = 0.0, x, y, span
+    cdef double known = 0.0 if isnan(d.known) else d.known
     cdef int row
     for row in range(d.blocks):
         middle += d.block_x[row] / d.blocks
@@ -196,7 +198,9 @@ cdef inline void delay_fit(Delay* d) noexcept nogil:
         y = d.block_y[row] - mean - slope * (d.block_x[row] - middle)
         over = max(over, fabs(y))
     span = d.block_x[d.blocks - 1] - d.block_x[0]
-    delay_tilt(d, slope if fabs(slope) <= 0.003 and fabs(slope) * span > 2.0 * over else 0.0)
+    delay_tilt(
+        d, slope if fabs(slope) <= 0.003 and fabs(slope - known) * span > 2.0 * over else known
+    )
 
 
 cdef inline void delay_retell(Delay* d) noexcept nogil:
@@ -215,10 +219,10 @@ cdef inline void delay_close_block(Delay* d, double x) noexcept nogil:
     cdef int row
     cdef double y
     d.tilted = False
-    if not isnan(d.known):
-        delay_tilt(d, d.known)
-    elif d.blocks >= SLOPE_BLOCKS:
+    if d.blocks >= SLOPE_BLOCKS:
         delay_fit(d)
+    elif not isnan(d.known):
+        delay_tilt(d, d.known)
     d.base_x = x
     d.base_y = d.block_y[0] + d.slope * (x - d.block_x[0])
     for row in range(1, d.blocks):

@@ -233,10 +233,10 @@ class DelayEstimator:
 
     def _close_block(self, x: float) -> None:
         self._tilted = False
-        if not math.isnan(self._known):
-            self._tilt(self._known)
-        elif len(self._blocks) >= SLOPE_BLOCKS:
+        if len(self._blocks) >= SLOPE_BLOCKS:
             self._fit()
+        elif not math.isnan(self._known):
+            self._tilt(self._known)
         self._base_x = x
         self._base_y = min(by + self._slope * (x - bx) for bx, by in self._blocks)
         if self._tilted and len(self._log) >= ENOUGH:
@@ -260,8 +260,9 @@ class DelayEstimator:
         for x, y in self._blocks:
             over = max(over, abs(y - mean - slope * (x - middle)))
         span = self._blocks[-1][0] - self._blocks[0][0]
-        plain = abs(slope) <= MAX_SLOPE and abs(slope) * span > 2.0 * over
-        self._tilt(slope if plain else 0.0)
+        known = 0.0 if math.isnan(self._known) else self._known
+        plain = abs(slope) <= MAX_SLOPE and abs(slope - known) * span > 2.0 * over
+        self._tilt(slope if plain else known)
 
     def _tilt(self, slope: float) -> None:
         span = self._blocks[-1][0] - self._blocks[0][0]

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from echostream.media.clock import ClockSync
 from echostream.media.playout import Playout
 from echostream.protocol.events import MediaReceived
 from echostream.protocol.frame_types import MEDIA_DTX
@@ -19,6 +20,10 @@ RESTART_S = 1.0
 PACE = 1.0005
 """What waits is released a little faster than real time (less than a cent), so that a sender with a
 fast clock does not lengthen the queue for ever."""
+CLOCK_EVERY_S = 1.0
+TRUSTED_PPM = 100.0
+"""The largest error that the session clock may admit of its drift (its bound; the true error is
+far below) for the playout to begin from it."""
 
 
 class PlayoutFeed:
@@ -28,6 +33,8 @@ class PlayoutFeed:
     heard (speech that was synthesised, a file): that waits here in order, and the stream's credit
     with it, so that the sender waits too: ``on_room`` tells that something was taken out,
     ``on_fault`` that a packet does not fit the format. ``clock``: seconds, that of the arrivals.
+    ``sync``: the session's clock; what it knows of the sender's drift, a realtime stream's playout
+    need not learn.
     """
 
     def __init__(
@@ -37,12 +44,15 @@ class PlayoutFeed:
         clock: Callable[[], float],
         on_room: Callable[[], None],
         on_fault: Callable[[str], None],
+        sync: ClockSync | None = None,
     ) -> None:
         self.playout = playout
         self._on_room = on_room
         self._on_fault = on_fault
         self._loop = loop
         self._clock = clock
+        self._sync = sync
+        self._sync_due = 0.0
         self._rate = playout.format.sample_rate
         self._waiting: deque[MediaReceived] = deque()
         self._waiting_bytes = 0
@@ -68,6 +78,9 @@ class PlayoutFeed:
             self._waiting_bytes += len(event.payload)
             self._arm(self._clock())
         else:
+            if event.stream_id < 0 and arrival >= self._sync_due:
+                self._sync_due = arrival + CLOCK_EVERY_S
+                self._follow_clock()
             self._play(event, arrival)
 
     def flush(self) -> int:
@@ -89,6 +102,11 @@ class PlayoutFeed:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _follow_clock(self) -> None:
+        sync = self._sync
+        if sync is not None and sync.synchronized and sync.drift_bound_ppm <= TRUSTED_PPM:
+            self.playout.feed_forward_ppm = sync.drift_ppm
 
     def _lead(self, event: MediaReceived, now: float) -> float:
         """Seconds by which this packet is ahead of real time."""

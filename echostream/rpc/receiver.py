@@ -186,6 +186,7 @@ class StreamReceiver:
             self._peer.connection.clock,
             self._give_room,
             self._fail_sender,
+            self._peer.clock.sync,
         )
         waiting = [frame for _, frame in self._queue if isinstance(frame, AudioFrame)]
         self._queue.clear()

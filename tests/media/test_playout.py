@@ -92,27 +92,32 @@ def roughness(samples):
 # Drift.
 
 
+@pytest.mark.parametrize("jitter_ms", [0.5, 5.0])
 @pytest.mark.parametrize("ppm", [-1000, 1000])
-def test_ten_minutes_of_a_sender_that_is_off_by_1000_ppm(ppm):
+def test_ten_minutes_of_a_sender_that_is_off_by_1000_ppm(ppm, jitter_ms):
+    """The level error is that of the playout delay against its target, from the first pull that is
+    heard to the last: what jitter does to the fill of the buffer is no error."""
     rate = 16_000
-    packets = packets_of(tone(601, rate=rate), 320, jitter_ms=0.5, ppm=ppm, rate=rate)
-    run = play(packets, 599, pull=320, rate=rate, profile="music", min_delay=0.01)
+    packets = packets_of(tone(601, rate=rate), 320, jitter_ms=jitter_ms, ppm=ppm, rate=rate)
+    bounds = {"target_late": 0.0001, "min_delay": 0.01 if jitter_ms < 1 else 0.03}
+    run = play(packets, 599, pull=320, rate=rate, profile="music", **bounds)
     stats = run.playout.statistics()
     assert stats.buffer.concealed_frames == stats.buffer.skipped_frames == 0, "underrun or overrun"
     assert stats.buffer.late == stats.buffer.overflows == 0
-    settled = slice(15 * 50, None)  # the start delay of 40 ms is left at 0.5 %
-    assert np.sqrt(np.mean(run.late_by[settled] ** 2)) < 1e6
+    heard = int(np.flatnonzero(run.out[:, 0])[0]) // 320 + 1
+    assert np.sqrt(np.mean(run.late_by[heard:] ** 2)) < 1e6
     assert np.max(np.abs(np.diff(run.ratio))) <= 1000e-6 * 0.02 + 1e-9
     assert np.max(np.abs(run.ratio - 1)) <= 5000e-6
-    assert stats.drift_ppm == pytest.approx(ppm, abs=20)
+    assert stats.drift_ppm == pytest.approx(ppm, abs=50)
     distortion = distortion_db(run.out[rate:, 0], rate=rate, block=1600)
     assert np.max(distortion) < -80
     assert np.median(distortion) < -90
 
 
-def test_no_cycle_slips_in_a_minute():
+@pytest.mark.parametrize("ppm", [-1000, 700, 1000])
+def test_no_cycle_slips_in_a_minute(ppm):
     """No period of the tone is longer or shorter than the ratio can make it."""
-    run = play(packets_of(tone(61), 960, jitter_ms=0.5, ppm=700), 60, pull=960, profile="music")
+    run = play(packets_of(tone(61), 960, jitter_ms=0.5, ppm=ppm), 60, pull=960, profile="music")
     heard = run.out[RATE // 10 :, 0].astype(np.float64)
     ups = np.flatnonzero((heard[:-1] < 0) & (heard[1:] >= 0))
     periods = np.diff(ups + heard[ups] / (heard[ups] - heard[ups + 1]))
@@ -135,9 +140,9 @@ def test_measured_drift_is_fed_forward():
     playout = Playout(AudioFormat(RATE, 1), profile="music")
     playout.feed_forward_ppm = 800.0
     assert playout.feed_forward_ppm == pytest.approx(800.0)
-    run = play(packets_of(tone(31), 960, ppm=800), 30, pull=960, playout=playout)
+    run = play(packets_of(tone(41), 960, ppm=800), 40, pull=960, playout=playout)
     assert run.playout.statistics().drift_ppm == pytest.approx(800, abs=15)
-    assert np.max(np.abs(run.late_by[1200:])) < 1e6
+    assert np.max(np.abs(run.late_by[1600:])) < 1e6
 
 
 @pytest.mark.parametrize("profile", PROFILES)
