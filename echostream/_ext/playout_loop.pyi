@@ -1,6 +1,5 @@
 from typing import Any, final
 
-import numpy as np
 from numpy.typing import NDArray
 
 from echostream._ext.conceal import Extrapolator

@@ -43,7 +43,7 @@ class DelayEstimator:
             raise ValueError(f"late is a share between 0 and 1, not {late}")
         if not 0.0 <= minimum_ns <= maximum_ns:
             raise ValueError(f"minimum_ns ({minimum_ns}) must be from 0 to maximum_ns")
-        if not (0.0 <= start_share <= 1.0 and 0.0 < settle_s):
+        if not (0.0 <= start_share <= 1.0 and settle_s > 0.0):
             raise ValueError("start_share is from 0 to 1, settle_s above 0")
         self._late = late
         self._start = start_ns

@@ -39,6 +39,7 @@ class _Base:
 
     name = ""
     holds = False
+    skips = False
     raise_rate = math.inf
     lower_rate = math.inf
 
@@ -201,6 +202,7 @@ class Speex(_Base):
     """
 
     name = "speex"
+    skips = True
 
     def __init__(self, tradeoff: float = 1.0) -> None:
         self._tradeoff = tradeoff
@@ -324,7 +326,7 @@ class JackTrip(_Base):
     """
 
     name = "jacktrip"
-    holds = True
+    holds = skips = True
 
     def __init__(self, headroom_ms: float = 0.0) -> None:
         self._gaps: list[float] = []
