@@ -168,6 +168,21 @@ cdef class JitterRing:
             PyBuffer_Release(&view)
         return outcome
 
+    def push_late(
+        self, int64_t sequence_number, int64_t timestamp, int64_t arrival_ns, int epoch=0
+    ):
+        """A packet whose audio nobody wants any more, for a caller that decodes it himself: it is
+        counted as late, and learned from. Returns what became of it."""
+        cdef int outcome
+        ring_check(self, sequence_number, timestamp, 0, epoch, True)
+        with nogil:
+            outcome = ring_push(
+                self, sequence_number, timestamp, self.arena, 0, arrival_ns, epoch, False
+            )
+            if outcome == 0:
+                atomic_add(&self.n.late, 1)
+        return outcome
+
     def push_many(
         self, const int64_t[::1] sequence_numbers, const int64_t[::1] timestamps,
         const uint8_t[:, ::1] payloads, const int64_t[::1] arrivals_ns, int epoch=0,
@@ -257,6 +272,38 @@ cdef class JitterRing:
         finally:
             PyBuffer_Release(&view)
         return real
+
+    def position(self, int64_t timestamp):
+        """Where a packet's timestamp lies on the timeline of ``cursor_timestamp``. Only for one
+        thread that both pushes and pulls."""
+        return timestamp + self.line.timestamp_shift
+
+    def patch(self, int64_t timestamp, payload):
+        """Put what a codec made up in place of a lost packet, counted as concealed. Only for one
+        thread that both pushes and pulls. Returns how many of its frames are still to be played."""
+        cdef Py_buffer view
+        cdef int64_t frames, passed, at = timestamp + self.line.timestamp_shift
+        PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
+        try:
+            ring_check(self, 0, timestamp, <size_t>view.len, 0, False)
+            frames = <int64_t>(<size_t>view.len / self.frame_bytes)
+            passed = max(self.cursor - at, 0)
+            if not self.started or passed >= frames or at + frames - self.cursor > self.pcm.size:
+                return 0
+            frames -= passed
+            pcm_write(
+                &self.pcm, at + passed, frames,
+                <const uint8_t*>view.buf + <size_t>passed * self.frame_bytes, self.int16, False,
+            )
+            self.newest = max(self.newest, at + passed + frames)
+        finally:
+            PyBuffer_Release(&view)
+        atomic_add(&self.n.concealed, frames)
+        atomic_add(&self.n.played_frames, -frames)
+        if at > self.patched:
+            atomic_add(&self.n.events, 1)
+        self.patched = at + passed + frames
+        return frames
 
     def gap(self, int64_t frames, int64_t ahead=0):
         """How many frames are missing from ``ahead`` frames after the cursor on, at most ``frames``."""

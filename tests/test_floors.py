@@ -27,8 +27,9 @@ FLOORS: list[list[set[str]]] = [
     [{"protocol"}, {"media"}],
     [{"transport"}, {"discovery"}],
     [{"rpc", "plugin"}],
-    [{"server", "client", "builder"}],
-    [{"contrib"}, {"testing"}, {"cli"}],
+    [{"server", "client", "builder", "finding"}],
+    [{"contrib"}, {"testing"}],
+    [{"cli"}],
     [{"", "prelude"}],  # the facade: `echostream` itself
 ]
 
@@ -44,6 +45,7 @@ DOORS: dict[str, set[str]] = {
     "av": {"echostream.contrib"},
     "click": {"echostream.cli"},
     "cryptography": {"echostream.transport"},
+    "ifaddr": {"echostream.discovery"},
     "matplotlib": {"echostream.media.lab.plot"},
     "msgpack": {"echostream.protocol.payload"},
     "msgspec": {"echostream.protocol.payload"},
@@ -53,6 +55,7 @@ DOORS: dict[str, set[str]] = {
     "prometheus_client": {"echostream.contrib"},
     "pytest": {"echostream.testing"},
     "rich": {"echostream.cli"},
+    "segno": {"echostream.cli"},
     "sounddevice": {"echostream.contrib"},
     "soundfile": {"echostream.contrib"},
     "soxr": {"echostream.contrib"},

@@ -45,7 +45,7 @@ cdef class JitterRing:
         Control control
         float* scratch
         bint started, concealing, heard
-        int64_t cursor, newest, silence_from, held, flushes_seen
+        int64_t cursor, newest, silence_from, held, flushes_seen, patched
         double reference, deviation, earliness
 
 cdef int64_t ring_schedule(JitterRing r, int64_t now) noexcept nogil

@@ -71,7 +71,7 @@ class DelayEstimator:
         self._quantile = self._start
         self._settling, self._settling_base = UNSET, 0.0
         self._cursor = 0
-        self._log: deque[tuple[float, int, float]] = deque(maxlen=LOGGED)
+        self._log: deque[tuple[float, float, int, float]] = deque(maxlen=LOGGED)
 
     def relearn(self) -> None:
         """The base line stays, what lies above it is unknown again."""

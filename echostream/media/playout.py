@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from echostream.errors import ConfigurationError
+from echostream.media.codec import CodecStatistics
 from echostream.media.conceal import Concealer
 from echostream.media.frame import AudioFormat, AudioFrame
 from echostream.media.jitter import JitterBuffer, JitterStatistics
@@ -45,7 +46,8 @@ class PlayoutStatistics:
     ``pulled_frames`` went out in all; ``stretched`` blocks were shortened or lengthened (voice);
     ``ratio`` is the resampler's, 1.0 for voice; ``drift_ppm`` the sender's clock against the one
     that pulls, as far as music has learned it. ``delay_ns`` is the time from the arrival of the
-    fastest packets to their playout, now; ``buffer.target_delay_ns`` what it should be.
+    fastest packets to their playout, now; ``buffer.target_delay_ns`` what it should be. ``codec``:
+    what became of packets that had to be decoded.
     """
 
     buffer: JitterStatistics
@@ -54,6 +56,7 @@ class PlayoutStatistics:
     ratio: float
     drift_ppm: float
     delay_ns: int
+    codec: CodecStatistics | None = None
 
 
 class Playout:
@@ -96,13 +99,16 @@ class Playout:
         )
         inner = AudioFormat(rate, channels)
         resampler = Resampler(rate, rate, channels) if profile == "music" else None
+        rules = rules_of(inner, resampler.lookahead if resampler else 0)
         self._loop = PlayoutLoop(
             self.buffer.ring,
             Concealer(inner, profile).kernel,
             Stretcher(inner).kernel,
             resampler.kernel if resampler else None,
-            rules_of(inner, resampler.lookahead if resampler else 0),
+            rules,
         )
+        self._margin, self._block = rules.margin, rules.block
+        self._over = False
         self._rate = rate
         self._turn = Lock()
 
@@ -131,6 +137,7 @@ class Playout:
 
     def end(self) -> None:
         """Nothing will be pushed any more: behind the last frame is the end, not a gap."""
+        self._over = True
         self._loop.end()
 
     @property

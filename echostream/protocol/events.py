@@ -27,6 +27,7 @@ __all__ = [
     "StreamEnded",
     "StreamFlushed",
     "StreamOpened",
+    "WelcomeReceived",
 ]
 
 
@@ -148,6 +149,10 @@ class ClockReceived(NamedTuple):
     frame: bytes
 
 
+class WelcomeReceived(NamedTuple):
+    """The server knows who we are, and takes us."""
+
+
 class GoAwayReceived(NamedTuple):
     """The peer serves no call above ``last_call_id`` and closes after ``drain_us``."""
 
@@ -178,5 +183,6 @@ ProtocolEvent: TypeAlias = (
     | MediaReceived
     | ClockReceived
     | GoAwayReceived
+    | WelcomeReceived
     | ProtocolViolation
 )

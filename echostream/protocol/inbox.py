@@ -24,6 +24,8 @@ from echostream.protocol.ordering import EventOrder
 __all__ = ["Inbox"]
 
 FIELDS_ALLOWANCE = 32 * 1024
+DATAGRAM_BACKLOG = 2048
+"""Events that wait to be taken above which DATAGRAMs are dropped: they have no flow control."""
 
 
 class _Incoming:
@@ -88,9 +90,11 @@ class Inbox:
         self.stopped_large = 0
         self.repeated_events = 0
         self.bad_datagrams = 0
+        self.overrun_datagrams = 0
         self._on: dict[int, Callable[[FrameParser, _Incoming], ev.ProtocolEvent | None]] = {
             frames.HELLO: self._on_hello,
             frames.GOAWAY: self._on_goaway,
+            frames.WELCOME: self._on_welcome,
             frames.REQUEST: self._on_request,
             frames.RESPONSE: self._on_response,
             frames.ERROR: self._on_error,
@@ -158,7 +162,10 @@ class Inbox:
 
     def receive_datagram(self, data: bytes) -> None:
         """One DATAGRAM: media packets, events with ``delivery="realtime"``, clock frames that share
-        it with others."""
+        it with others. Dropped, and counted, where too much waits already."""
+        if len(self._events) >= DATAGRAM_BACKLOG:
+            self.overrun_datagrams += 1
+            return
         parser = self._datagrams
         try:
             more = parser.parse_datagram(data)
@@ -344,6 +351,11 @@ class Inbox:
             raise ProtocolError("GOAWAY outside the control stream")
         text = p.payload_bytes()[:256].decode("utf-8", "replace")
         return ev.GoAwayReceived(p.id, max(p.number, 0), max(p.time_us, 0), text)
+
+    def _on_welcome(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        if incoming.stream_id != self._control_id or not self._carrier.is_client:
+            raise ProtocolError("WELCOME comes from a server, on its control stream")
+        return ev.WelcomeReceived()
 
     def _on_request(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent | None:
         if p.id & 1 != self._peer_parity:

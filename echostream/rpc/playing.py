@@ -5,18 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
+from echostream.errors import ProtocolError
 from echostream.media.clock import ClockSync
-from echostream.media.playout import Playout
+from echostream.media.codec import Decoder
+from echostream.media.frame import AudioFormat
+from echostream.media.playout import Playout, PlayoutStatistics
+from echostream.media.sync_playout import SyncPlayout, SyncStatistics
 from echostream.protocol.events import MediaReceived
 from echostream.protocol.frame_types import MEDIA_DTX
+from echostream.rpc.clock import ClockDriver
 
-__all__ = ["PlayoutFeed"]
+__all__ = ["AdaptiveFeed", "PlayoutFeed", "SyncFeed"]
 
 LEAD_S = 0.06
 """A reliable stream may run this far ahead of real time; what is further ahead waits."""
+SYNC_LEAD_S = 0.5
+"""The same for one that names its times, ahead of them."""
 RESTART_S = 1.0
 """Behind real time by more than that, a reliable stream has paused, and begins anew."""
+MAX_TIMESTAMP = 1 << 62
+"""Of what is played: times behind it do not fit 64 bits any more."""
 PACE = 1.0005
 """What waits is released a little faster than real time (less than a cent), so that a sender with a
 fast clock does not lengthen the queue for ever."""
@@ -26,6 +36,16 @@ TRUSTED_PPM = 100.0
 far below) for the playout to begin from it."""
 
 
+class Player(Protocol):
+    """What every playout has."""
+
+    format: AudioFormat
+
+    def flush(self) -> int: ...
+    def end(self) -> None: ...
+    def statistics(self) -> PlayoutStatistics | SyncStatistics: ...
+
+
 class PlayoutFeed:
     """Hands the packets of one stream to its playout.
 
@@ -33,34 +53,30 @@ class PlayoutFeed:
     heard (speech that was synthesised, a file): that waits here in order, and the stream's credit
     with it, so that the sender waits too: ``on_room`` tells that something was taken out,
     ``on_fault`` that a packet does not fit the format. ``clock``: seconds, that of the arrivals.
-    ``sync``: the session's clock; what it knows of the sender's drift, a realtime stream's playout
-    need not learn.
     """
+
+    lead_s = LEAD_S
 
     def __init__(
         self,
-        playout: Playout,
+        playout: Player,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
         on_room: Callable[[], None],
         on_fault: Callable[[str], None],
-        sync: ClockSync | None = None,
     ) -> None:
         self.playout = playout
         self._on_room = on_room
         self._on_fault = on_fault
         self._loop = loop
         self._clock = clock
-        self._sync = sync
-        self._sync_due = 0.0
         self._rate = playout.format.sample_rate
         self._waiting: deque[MediaReceived] = deque()
         self._waiting_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._origin_s = 0.0
-        self._origin = -1
         self._over = False
         self.dropped = 0
+        self.undecodable = 0
 
     @property
     def queued(self) -> int:
@@ -73,14 +89,14 @@ class PlayoutFeed:
 
     def push(self, event: MediaReceived, arrival: float) -> None:
         """Take in one packet that arrived at ``arrival`` (s, monotonic)."""
-        if event.stream_id >= 0 and (self._waiting or self._lead(event, arrival) > LEAD_S):
+        if event.timestamp >= MAX_TIMESTAMP:
+            self._on_fault(f"timestamp {event.timestamp} is 2**62 or more")
+            return
+        if event.stream_id >= 0 and (self._waiting or self._lead(event, arrival) > self.lead_s):
             self._waiting.append(event)
             self._waiting_bytes += len(event.payload)
             self._arm(self._clock())
         else:
-            if event.stream_id < 0 and arrival >= self._sync_due:
-                self._sync_due = arrival + CLOCK_EVERY_S
-                self._follow_clock()
             self._play(event, arrival)
 
     def flush(self) -> int:
@@ -88,7 +104,6 @@ class PlayoutFeed:
         self.dropped += len(self._waiting)
         self._waiting.clear()
         self._waiting_bytes = 0
-        self._origin = -1
         self._stop()
         return self.playout.flush()
 
@@ -103,42 +118,28 @@ class PlayoutFeed:
             self._timer.cancel()
             self._timer = None
 
-    def _follow_clock(self) -> None:
-        sync = self._sync
-        if sync is not None and sync.synchronized and sync.drift_bound_ppm <= TRUSTED_PPM:
-            self.playout.feed_forward_ppm = sync.drift_ppm
-
     def _lead(self, event: MediaReceived, now: float) -> float:
         """Seconds by which this packet is ahead of real time."""
-        if self._origin >= 0:
-            due = self._origin_s + (event.timestamp - self._origin) / (self._rate * PACE)
-            if due - now > -RESTART_S:
-                return due - now
-        self._origin_s, self._origin = now, event.timestamp
-        return 0.0
+        raise NotImplementedError
+
+    def _push(self, event: MediaReceived, arrival: float) -> None:
+        raise NotImplementedError
 
     def _play(self, event: MediaReceived, arrival: float) -> None:
         try:
-            self.playout.push_packet(
-                event.sequence_number,
-                event.timestamp,
-                event.payload,
-                int(arrival * 1e9),
-                event.epoch,
-                bool(event.flags & MEDIA_DTX),
-            )
+            self._push(event, arrival)
         except ValueError as exc:
             self._on_fault(str(exc))
 
     def _arm(self, now: float) -> None:
         if self._timer is None:
-            wait = max(self._lead(self._waiting[0], now) - LEAD_S, 0.0)
+            wait = max(self._lead(self._waiting[0], now) - self.lead_s, 0.0)
             self._timer = self._loop.call_later(wait, self._release)
 
     def _release(self) -> None:
         self._timer = None
         now = self._clock()
-        while self._waiting and self._lead(self._waiting[0], now) <= LEAD_S + 1e-3:
+        while self._waiting and self._lead(self._waiting[0], now) <= self.lead_s + 1e-3:
             event = self._waiting.popleft()
             self._waiting_bytes -= len(event.payload)
             self._play(event, now)
@@ -147,3 +148,86 @@ class PlayoutFeed:
             self._arm(now)
         elif self._over:
             self.playout.end()
+
+
+class AdaptiveFeed(PlayoutFeed):
+    """Of a playout that finds its own delay: time is counted from the first packet on."""
+
+    playout: Playout
+    sync: ClockSync | None = None
+    """The session's clock: what it knows of the sender's drift, a live stream need not learn."""
+    _sync_due = 0.0
+    _origin_s = 0.0
+    _origin = -1
+
+    def flush(self) -> int:
+        self._origin = -1
+        return super().flush()
+
+    def _lead(self, event: MediaReceived, now: float) -> float:
+        if self._origin >= 0:
+            due = self._origin_s + (event.timestamp - self._origin) / (self._rate * PACE)
+            if due - now > -RESTART_S:
+                return due - now
+        self._origin_s, self._origin = now, event.timestamp
+        return 0.0
+
+    def _push(self, event: MediaReceived, arrival: float) -> None:
+        if event.stream_id < 0 and arrival >= self._sync_due:
+            self._sync_due = arrival + CLOCK_EVERY_S
+            self._follow_clock()
+        self.playout.push_packet(
+            event.sequence_number,
+            event.timestamp,
+            event.payload,
+            int(arrival * 1e9),
+            event.epoch,
+            bool(event.flags & MEDIA_DTX),
+        )
+
+    def _follow_clock(self) -> None:
+        sync = self.sync
+        if sync is not None and sync.synchronized and sync.drift_bound_ppm <= TRUSTED_PPM:
+            self.playout.feed_forward_ppm = sync.drift_ppm
+
+
+class SyncFeed(PlayoutFeed):
+    """Of a playout that keeps to the sender's times."""
+
+    playout: SyncPlayout
+    decoder: Decoder | None = None
+    """Of a stream that is encoded."""
+    _sharp: ClockDriver | None = None
+
+    def keep_sharp(self, clock: ClockDriver) -> None:
+        """Have the playout's clock as good as it can be, until the end."""
+        self._sharp = clock
+        clock.sharpen(1)
+
+    def end(self) -> None:
+        if self._sharp is not None:
+            self._sharp.sharpen(-1)
+            self._sharp = None
+        super().end()
+
+    def _lead(self, event: MediaReceived, now: float) -> float:
+        assert event.capture_ts is not None
+        return self.playout.ahead_ns(event.capture_ts) / 1e9
+
+    def _push(self, event: MediaReceived, arrival: float) -> None:
+        if event.capture_ts is None:
+            raise ValueError("a packet of a time-synchronised stream without capture time")
+        payload: bytes | memoryview = event.payload
+        if self.decoder is not None and event.payload:
+            try:
+                payload = self.decoder.decode(event.payload).data.cast("B")
+            except ProtocolError:
+                self.undecodable += 1
+                return
+        self.playout.push_packet(
+            event.timestamp,
+            event.capture_ts,
+            payload,
+            self.playout.now() - int((self._clock() - arrival) * 1e9),
+            bool(event.flags & MEDIA_DTX),
+        )

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from echostream.codes import Close
 from echostream.rpc.caller import Caller
 from echostream.rpc.context import ServerContext, Store
 from echostream.rpc.peer import Peer
+
+if TYPE_CHECKING:
+    from echostream.rpc.authentication import Credentials
 
 __all__ = ["Session", "SessionStatistics", "peer_statistics"]
 
@@ -24,6 +28,7 @@ class SessionStatistics:
     were too much together. ``tasks``: that serve the peer.
     ``events_unclaimed``, ``packets_unclaimed``: nothing here wanted them. ``events_dropped``:
     datagrams for a listener that was too slow. ``frames_oversize``, ``datagrams_bad``: refused.
+    ``datagrams_overrun``: came faster than this side could take them.
     ``clock_refused``: clock frames that were malformed, unasked or too many. ``loop_lag``: by
     how much this side's timers come late while its clock is in use. ``scheduled_late``,
     ``scheduled_refused``: calls and events with ``at`` whose time had passed, or was too far ahead.
@@ -48,6 +53,7 @@ class SessionStatistics:
     packets_unclaimed: int
     frames_oversize: int
     datagrams_bad: int
+    datagrams_overrun: int
     datagrams_dropped: int
     expired: int
     clock_refused: int
@@ -82,6 +88,7 @@ def peer_statistics(peer: Peer) -> SessionStatistics:
         packets_unclaimed=dispatcher.unclaimed_packets,
         frames_oversize=inbox.oversize,
         datagrams_bad=inbox.bad_datagrams,
+        datagrams_overrun=inbox.overrun_datagrams,
         datagrams_dropped=info.datagrams_dropped,
         expired=outbox.expired,
         clock_refused=peer.clock.bad_frames + peer.clock.unanswered_requests,
@@ -104,6 +111,7 @@ class Session(Store, Caller):
         super().__init__()
         self.id = secrets.token_hex(16)
         self._server_ctx = server_ctx
+        self._credentials: Credentials | None = None
 
     def __repr__(self) -> str:
         return f"<Session {self.id[:8]} {self.peer_addr}>"
@@ -112,6 +120,16 @@ class Session(Store, Caller):
     def peer_addr(self) -> tuple[str, int]:
         """Host and port that the client's packets come from now."""
         return self._peer.peer_addr
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the key that the client has proved to have to ``.authenticate(...)``, if any."""
+        return None if self._credentials is None else self._credentials.fingerprint
+
+    @property
+    def grants(self) -> frozenset[str]:
+        """What ``.authenticate(...)`` has granted to the client."""
+        return self._peer.grants
 
     @property
     def server_ctx(self) -> ServerContext:

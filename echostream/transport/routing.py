@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from echostream.codes import Close
-from echostream.transport.connection import Connection, Send, loop_clock
+from echostream.transport.connection import Connection, loop_clock
 from echostream.transport.engine import Acceptor, Address, Engine
 from echostream.transport.handler import ConnectionHandler
+from echostream.transport.turns import Send, Turns
 
 __all__ = ["CONNECTION_ID_LENGTH", "OnConnection", "Router"]
 
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 CONNECTION_ID_LENGTH = 8
 """Bytes of every connection ID that this side issues: a short header does not say."""
 
-ACCEPT_BATCH = 16
+ACCEPT_BATCH = 4
 """Connections that may begin in one turn of the loop: a handshake's first packet costs a hundred
 times what another costs. The others wait for the next turns."""
 
@@ -53,6 +54,7 @@ class Router:
         self._send = send
         self._loop = loop
         self._clock = loop_clock(loop)
+        self._turns = Turns(send, loop)
         self._acceptor = acceptor
         self._on_connection = on_connection
         self._on_idle = on_idle
@@ -100,7 +102,9 @@ class Router:
             connection.feed(data, address, now)
             touched[connection] = None
         for connection in touched:
-            connection.drain()
+            connection.report()
+        for connection in touched:  # only now: the tasks of all of them run before their turn ends
+            connection.settle()
 
     def stop_listening(self) -> None:
         """Accept no more; what belongs to no connection is dropped."""
@@ -181,7 +185,12 @@ class Router:
 
     def _add(self, engine: Engine, address: Address) -> Connection:
         connection = Connection(
-            engine, self._send, peer_address=address, loop=self._loop, owner=self
+            engine,
+            self._send,
+            peer_address=address,
+            loop=self._loop,
+            owner=self,
+            turns=self._turns,
         )
         connection.arrival_age = self._arrival_age
         self._connections[connection] = set()
