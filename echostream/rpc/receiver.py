@@ -232,6 +232,8 @@ class StreamReceiver:
         else:
             playout = CodecPlayout(format, self.codec, profile=profile, **options)
             feed = AdaptiveFeed(playout, *feed_options)
+        if isinstance(feed, AdaptiveFeed):
+            feed.sync = peer.clock.sync
         self._feed = feed
         waiting = [item for _, item in self._queue]
         self._queue.clear()
