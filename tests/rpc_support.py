@@ -211,6 +211,9 @@ def idle(session: Any) -> bool:
     dispatcher = peer.dispatcher
     return not (
         peer.calls
+        or peer.trailers
+        or peer.pumps
+        or peer.protocol.flows
         or peer.senders
         or peer.receivers
         or peer._call_waiters

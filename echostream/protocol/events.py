@@ -12,11 +12,16 @@ from echostream.protocol.hello import Hello
 
 __all__ = [
     "CallCancelled",
+    "CallOpened",
+    "CallStreamEnded",
     "ClockReceived",
+    "CreditReceived",
     "ErrorReceived",
     "EventReceived",
     "GoAwayReceived",
     "HelloReceived",
+    "ItemReceived",
+    "ItemRefused",
     "MediaReceived",
     "ProtocolEvent",
     "ProtocolViolation",
@@ -48,6 +53,51 @@ class RequestReceived(NamedTuple):
     idempotent: bool
 
 
+class CallOpened(NamedTuple):
+    """The peer makes a streaming call, on a bidirectional QUIC stream of its own: with ``more``
+    items follow, with ``credit`` (-1 for none) it takes so many items back."""
+
+    call_id: int
+    method: str
+    payload: bytes
+    metadata: bytes | None
+    timeout_us: int
+    priority: int
+    idempotent: bool
+    more: bool
+    credit: int
+    stream_id: int
+
+
+class ItemReceived(NamedTuple):
+    """One item of a streaming call of either side; the last one (``end``) may be empty."""
+
+    call_id: int
+    payload: bytes
+    end: bool
+
+
+class ItemRefused(NamedTuple):
+    """An item was larger than the limit; nothing more is taken from its QUIC stream."""
+
+    call_id: int
+    message: str
+
+
+class CreditReceived(NamedTuple):
+    """The peer takes ``credit`` items more."""
+
+    call_id: int
+    credit: int
+
+
+class CallStreamEnded(NamedTuple):
+    """The peer's half of a streaming call's QUIC stream is over; ``code`` of its reset, or -1."""
+
+    call_id: int
+    code: int
+
+
 class ResponseReceived(NamedTuple):
     """The result of a call of ours."""
 
@@ -64,6 +114,7 @@ class ErrorReceived(NamedTuple):
     message: str
     details: bytes
     stream: bool
+    metadata: bytes | None = None
 
 
 class CallCancelled(NamedTuple):
@@ -166,6 +217,11 @@ class ProtocolViolation(NamedTuple):
 ProtocolEvent: TypeAlias = (
     HelloReceived
     | RequestReceived
+    | CallOpened
+    | ItemReceived
+    | ItemRefused
+    | CreditReceived
+    | CallStreamEnded
     | ResponseReceived
     | ErrorReceived
     | CallCancelled

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from echostream.errors import (
     ConfigurationError,
     ConnectionClosed,
     DeadlineExceeded,
+    InvalidPayload,
     ResourceExhausted,
     RpcError,
 )
 from echostream.protocol.outbox import QUEUE_HIGH
-from echostream.rpc.call import Metadata, encode_metadata
+from echostream.rpc.call import Metadata, _current, decode_metadata, encode_metadata
 from echostream.rpc.registry import check_name
 from echostream.rpc.scheduled import add_at
+from echostream.rpc.streamed import CallOptions, ResultStream, StreamedCall, request_with_items
 
 if TYPE_CHECKING:
     from echostream.media.clock import ClockSync
@@ -77,6 +80,7 @@ class Caller:
         max_age: float | None = None,
         idempotent: bool = False,
         at: int | None = None,
+        response_metadata: dict[str, str | bytes] | None = None,
     ) -> T: ...
     @overload
     async def request(
@@ -91,6 +95,7 @@ class Caller:
         max_age: float | None = None,
         idempotent: bool = False,
         at: int | None = None,
+        response_metadata: dict[str, str | bytes] | None = None,
     ) -> Any: ...
 
     async def request(
@@ -105,8 +110,13 @@ class Caller:
         max_age: float | None = None,
         idempotent: bool = False,
         at: int | None = None,
+        response_metadata: dict[str, str | bytes] | None = None,
     ) -> Any:
         """Call ``method`` on the other side and return its result.
+
+        ``payload`` may be an async iterator, for a handler that takes a stream of arguments: its
+        items are sent as the handler takes them, and it is closed in the end. What the handler
+        sends along with its result is put into ``response_metadata``.
 
         ``returns`` is the type to decode the result to; without it plain values come back. With
         ``timeout`` the time that remains travels with the call, the handler is cancelled when it
@@ -125,7 +135,20 @@ class Caller:
             metadata = add_at(metadata, at)
         if timeout is not None or max_age is not None or priority != 3:
             check_options(timeout=timeout, max_age=max_age, priority=priority)
-        data = peer.encode(payload)
+        serving = _current.get()
+        if serving is not None:
+            timeout, metadata = serving.inherit(timeout, metadata)
+        try:
+            data = peer.encode(payload)
+        except InvalidPayload:
+            if not isinstance(payload, AsyncIterable):
+                raise
+            options = CallOptions(timeout, metadata, priority, idempotent)
+            decode = peer.decode if returns is None else peer.decoder(returns)
+            left = await _wait_turn(peer, method, timeout, max_age)
+            return decode(
+                await request_with_items(peer, method, payload, options, left, response_metadata)
+            )
         decode = peer.decode if returns is None else peer.decoder(returns)
         left = timeout
         expires_at = _deadline(peer, max_age)
@@ -143,6 +166,9 @@ class Caller:
         )
         future: asyncio.Future[bytes] = loop.create_future()
         peer.calls[call_id] = future
+        if response_metadata is not None:
+            trailer: list[bytes] = []
+            peer.trailers[call_id] = trailer
         peer.connection.wake()
         timer = None if left is None else loop.call_later(left, _expire, future, timeout or left)
         if max_age is not None:
@@ -157,7 +183,76 @@ class Caller:
                 timer.cancel()
             if call_id in peer.calls:
                 peer.cancel_call(call_id)
+            if response_metadata is not None:
+                peer.trailers.pop(call_id, None)
+        if response_metadata is not None and trailer:
+            response_metadata.update(decode_metadata(trailer[0]))
         return decode(answer)
+
+    @overload
+    def request_stream(
+        self,
+        method: str,
+        payload: Any = None,
+        *,
+        returns: type[T],
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        priority: int = 3,
+        idempotent: bool = False,
+        at: int | None = None,
+    ) -> ResultStream[T]: ...
+    @overload
+    def request_stream(
+        self,
+        method: str,
+        payload: Any = None,
+        *,
+        returns: Any = None,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        priority: int = 3,
+        idempotent: bool = False,
+        at: int | None = None,
+    ) -> ResultStream[Any]: ...
+
+    def request_stream(
+        self,
+        method: str,
+        payload: Any = None,
+        *,
+        returns: Any = None,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        priority: int = 3,
+        idempotent: bool = False,
+        at: int | None = None,
+    ) -> ResultStream[Any]:
+        """Call a ``method`` that answers with many results: iterate over them.
+
+        ``payload`` is one value, or an async iterator whose items are sent as the other side takes
+        them. ``returns`` is the type of each result; ``timeout`` is for the whole call. The call
+        begins with the first ``anext``. Leaving it early, in whatever way, cancels the handler;
+        ``async with`` waits until that is done here. A reader that is slow slows the handler.
+
+        Iterating raises what :meth:`request` raises.
+        """
+        check_name(method, "request_stream")
+        check_options(timeout=timeout, priority=priority)
+        if at is not None:
+            metadata = add_at(metadata, at)
+        peer = self._peer
+
+        async def begin() -> StreamedCall:
+            serving = _current.get()
+            limit, extra = (timeout, metadata)
+            if serving is not None:
+                limit, extra = serving.inherit(timeout, metadata)
+            options = CallOptions(limit, extra, priority, idempotent)
+            left = await _wait_turn(peer, method, limit, None)
+            return StreamedCall(peer, method, payload, options, left, receives=True)
+
+        return ResultStream(begin, peer.decode if returns is None else peer.decoder(returns))
 
     async def emit(
         self,

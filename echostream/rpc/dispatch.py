@@ -18,9 +18,10 @@ from echostream.codes import Close, Reset, Status
 from echostream.errors import ConnectionClosed, InvalidPayload, RpcError
 from echostream.protocol import events as ev
 from echostream.protocol.outbox import QUEUE_HIGH
-from echostream.rpc.call import Call, _current, decode_metadata
+from echostream.rpc.call import Call, _current, decode_metadata, encode_metadata
 from echostream.rpc.registry import Registry, Route
 from echostream.rpc.scheduled import Schedule, take_at
+from echostream.rpc.serving import ServedItems, shape_fault
 
 if TYPE_CHECKING:
     from echostream.rpc.peer import Peer
@@ -71,7 +72,7 @@ class Dispatcher:
         self._ready = False
         self._over = False
         self._grace_s = STOP_S
-        self._waiting: dict[int, tuple[ev.RequestReceived, float]] = {}
+        self._waiting: dict[int, tuple[ev.RequestReceived | ev.CallOpened, float]] = {}
         self._waiting_bytes = 0
         self._hints = HINTS
         self._calls: dict[int, asyncio.Task[None]] = {}
@@ -180,7 +181,7 @@ class Dispatcher:
 
     # Calls.
 
-    def request(self, event: ev.RequestReceived) -> None:
+    def request(self, event: ev.RequestReceived | ev.CallOpened) -> None:
         """Serve a call, or let it wait its turn."""
         peer = self._peer
         call_id = event.call_id
@@ -228,7 +229,7 @@ class Dispatcher:
                 del self._early_cancels[next(iter(self._early_cancels))]
             self._peer.stray()
 
-    def _start(self, event: ev.RequestReceived, deadline: float | None) -> None:
+    def _start(self, event: ev.RequestReceived | ev.CallOpened, deadline: float | None) -> None:
         peer = self._peer
         call_id = event.call_id
         route = self._routes.handlers.get(event.method)
@@ -237,7 +238,15 @@ class Dispatcher:
             peer.refuse(call_id, Status.UNIMPLEMENTED, f"no handler {event.method[:128]!r}{hint}")
             return
         try:
-            argument = None if route.decode is None else route.decode(event.payload)
+            if route.streaming or type(event) is ev.CallOpened:
+                fault = shape_fault(route, event)
+                if fault:
+                    peer.refuse(call_id, Status.UNIMPLEMENTED, fault)
+                    return
+                assert isinstance(event, ev.CallOpened)
+                argument: Any = ServedItems(peer, route, event)
+            else:
+                argument = None if route.decode is None else route.decode(event.payload)
         except InvalidPayload as exc:
             peer.refuse(call_id, Status.INVALID_ARGUMENT, exc.message)
             return
@@ -260,8 +269,13 @@ class Dispatcher:
         self._peer.refuse(
             call_id, Status.DEADLINE_EXCEEDED, "the deadline passed before the handler was done"
         )
-        self._silenced.add(call_id)
-        self._stop(call_id)
+        self.silence(call_id)
+
+    def silence(self, call_id: int) -> None:
+        """The call was answered: what its handler comes to does not matter any more."""
+        if call_id in self._calls:
+            self._silenced.add(call_id)
+            self._stop(call_id)
 
     def _stop(self, call_id: int) -> bool:
         """Cancel a call. One that has not begun (``False``) will never run: nobody else cleans up
@@ -287,63 +301,85 @@ class Dispatcher:
         self._task_done()
 
     async def _serve(
-        self, route: Route, event: ev.RequestReceived, argument: Any, deadline: float | None
+        self,
+        route: Route,
+        event: ev.RequestReceived | ev.CallOpened,
+        argument: Any,
+        deadline: float | None,
     ) -> None:
         call_id = event.call_id
         peer = self._peer
+        call = None
         try:
             metadata, at = take_at(decode_metadata(event.metadata))
-            _current.set(Call(route.name, metadata, deadline, peer.connection.clock))
+            call = Call(route.name, metadata, deadline, peer.connection.clock)
+            _current.set(call)
             if at is not None:
                 await self.schedule.wait_until(at)
             result = await route.call(self._context, argument)
             if peer.outbox.call_bytes > QUEUE_HIGH:
                 await peer.wait_call_room()  # the call counts as running until there is room
             if call_id not in self._silenced and not self._over:
-                self._answer(route, event, result)
+                self._answer(route, event, result, call)
         except asyncio.CancelledError:
             self._fail(call_id, Status.CANCELLED, CANCELLED)
         except ConnectionClosed as exc:
             if not self._over:
                 self._failed(route, call_id, exc)
         except RpcError as exc:
-            self._fail_with(route, call_id, exc)
+            self._fail_with(route, call_id, exc, call)
         except Exception as exc:
             self._failed(route, call_id, exc)
         finally:
+            if call is not None:
+                call.over = True
             self._call_done(call_id)
             if not self._over:
                 peer.connection.wake()
 
-    def _answer(self, route: Route, event: ev.RequestReceived, result: Any) -> None:
+    def _answer(
+        self, route: Route, event: ev.RequestReceived | ev.CallOpened, result: Any, call: Call
+    ) -> None:
         peer = self._peer
         try:
             data = peer.encode(result)
+            metadata = None if call._response is None else encode_metadata(call._response)
         except InvalidPayload as exc:  # the handler's fault, not the caller's
             self._failed(route, event.call_id, exc)
             return
-        peer.protocol.answer_call(event.call_id, data, event.priority)
+        peer.protocol.answer_call(event.call_id, data, event.priority, metadata)
         self.calls_served += 1
 
-    def _fail_with(self, route: Route, call_id: int, exc: RpcError) -> None:
+    def _fail_with(self, route: Route, call_id: int, exc: RpcError, call: Call | None) -> None:
         """What the handler raised to answer with. It may hold anything."""
         try:
             status = int(exc.status)
             details = b"" if exc.details is None else self._peer.encode(exc.details)
+            metadata = None
+            if exc.metadata or (call is not None and call._response):
+                own = call._response if call is not None and call._response else {}
+                metadata = encode_metadata({**own, **exc.metadata})
         except Exception as broken:
             self._failed(route, call_id, broken)
             return
         if not 0 < status < 1 << 30:
             status = Status.UNKNOWN
-        self._fail(call_id, status, str(exc.message), details)
+        self._fail(call_id, status, str(exc.message), details, metadata)
 
     def _failed(self, route: Route, call_id: int, exc: Exception) -> None:
         logger.error("handler %r failed", route.name, exc_info=exc)
         self._fail(call_id, Status.INTERNAL, "the handler failed; its side has logged why")
 
-    def _fail(self, call_id: int, status: int, message: str, details: bytes = b"") -> None:
+    def _fail(
+        self,
+        call_id: int,
+        status: int,
+        message: str,
+        details: bytes = b"",
+        metadata: bytes | None = None,
+    ) -> None:
         if call_id not in self._silenced and not self._over:
-            self._peer.protocol.fail_call(call_id, status, message, details)
+            self._peer.protocol.fail_call(call_id, status, message, details, metadata)
 
     @staticmethod
     def _is_asked_to_stop() -> bool:

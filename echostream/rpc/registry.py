@@ -10,7 +10,15 @@ from __future__ import annotations
 import difflib
 import inspect
 import typing
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+)
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, TypeVar
@@ -18,6 +26,7 @@ from typing import Any, TypeVar
 from echostream.errors import ConfigurationError
 from echostream.media.frame import AudioFormat
 from echostream.protocol import payload as payloads
+from echostream.rpc.serving import served_call
 
 __all__ = ["Kind", "Registry", "Route", "declared_name", "handler", "listener", "stream_handler"]
 
@@ -117,6 +126,18 @@ class Route:
     decode: Callable[[bytes], Any] | None
     formats: tuple[AudioFormat, ...] = ()
     annotation: Any = None
+    takes_items: bool = False
+    """The argument is an iterator over items, and ``annotation`` is that of one."""
+    yields: bool = False
+    """The result is many items."""
+    result: Any = None
+    """The annotation of the result, of one item where it is many."""
+    idempotent: bool = False
+
+    @property
+    def streaming(self) -> bool:
+        """Whether a call of this is more than one argument and one result."""
+        return self.takes_items or self.yields
 
 
 class Registry:
@@ -183,12 +204,12 @@ class Registry:
         self, name: str, function: Callable[..., Any], formats: tuple[AudioFormat, ...]
     ) -> Route:
         where = f"{self._kind.value} {name!r} ({_shown(function)})"
-        if inspect.isasyncgenfunction(_plain(function)):
+        yields = inspect.isasyncgenfunction(_plain(function))
+        if yields and self._kind is not Kind.HANDLER:
             raise ConfigurationError(
-                f"{where} is an async generator: return one result, or open a stream "
-                "(session.create_stream) for many"
+                f"{where} is an async generator: only request handlers answer with many results"
             )
-        if not inspect.iscoroutinefunction(_plain(function)):
+        if not yields and not inspect.iscoroutinefunction(_plain(function)):
             raise ConfigurationError(f"{where} must be declared with `async def`")
         parameters = _parameters(function, where)
         hints = _hints(function, where)
@@ -217,13 +238,31 @@ class Registry:
             )
         decode = None
         annotation = hints.get(rest[0].name, Any) if rest else None
+        item = item_type(annotation) if self._kind is Kind.HANDLER else None
+        if item is not None:
+            annotation = item[0]
         if rest and self._kind is not Kind.STREAM:
             try:
                 decode = payloads.decoder(annotation)
             except ConfigurationError as exc:
                 raise ConfigurationError(f"{where}: {exc}") from None
         call = _caller(function, wants_context, bool(rest))
-        return Route(name, function, call, decode, formats, annotation)
+        result = hints.get("return", Any)
+        if yields:
+            result = (item_type(result) or (Any,))[0]
+        if yields or item is not None:
+            call = served_call(call, yields)
+        return Route(
+            name, function, call, decode, formats, annotation, item is not None, yields, result
+        )
+
+
+def item_type(annotation: Any) -> tuple[Any] | None:
+    """Of an annotation ``AsyncIterator[T]`` (or ``AsyncIterable``, ``AsyncGenerator``), ``T``."""
+    origin = typing.get_origin(annotation) or annotation
+    if origin not in (AsyncIterator, AsyncIterable, AsyncGenerator):
+        return None
+    return ((*typing.get_args(annotation), Any)[0],)
 
 
 def _caller(
