@@ -140,6 +140,7 @@ class RpcServer:
         except BaseException:
             await run_hooks("on_shutdown", config.hooks.shutdown, self._context)
             raise
+        self._context.serving = True
         logger.info("listening on %s port %d", *self._listener.address)
 
     async def _listen(self) -> Listener:
@@ -203,6 +204,7 @@ class RpcServer:
     async def _shut_down(self, drain: float) -> None:
         assert self._listener is not None
         assert self._stopped is not None
+        self._context.serving = False
         peers = [session._peer for session in self._context.sessions]
         try:
             if peers and drain:
@@ -221,6 +223,7 @@ class RpcServer:
     def _accept(self, connection: Connection) -> ConnectionHandler:
         session = Session(self._context)
         config = self._config
+        session._outgoing = config.outgoing
         peer = Peer(
             connection, config.limits, config.routes, session, self._assembling, config.now_ns
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from types import MappingProxyType
 
 from echostream.errors import DeadlineExceeded, InvalidPayload
 from echostream.protocol import payload as payloads
@@ -15,7 +16,7 @@ Metadata = Mapping[str, str | bytes]
 MAX_METADATA = 16 * 1024
 TRACEPARENT = "traceparent"
 TRACE = (TRACEPARENT, "tracestate")
-_NO_METADATA: Metadata = {}
+NO_METADATA: Metadata = MappingProxyType({})
 
 
 class Call:
@@ -31,7 +32,7 @@ class Call:
     def __init__(
         self,
         method: str,
-        metadata: Metadata = _NO_METADATA,
+        metadata: Metadata = NO_METADATA,
         deadline: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -66,10 +67,14 @@ class Call:
             if left <= 0:
                 raise DeadlineExceeded(f"the deadline of {self.method!r} has passed")
             timeout = left if timeout is None else min(timeout, left)
-        if TRACEPARENT in self.metadata:
-            trace = {key: self.metadata[key] for key in TRACE if key in self.metadata}
-            metadata = {**trace, **(metadata or {})}
-        return timeout, metadata
+        return timeout, self.trace(metadata)
+
+    def trace(self, metadata: Metadata | None) -> Metadata | None:
+        """Metadata with this call's trace context, where it has one and the metadata has none."""
+        if self.over or TRACEPARENT not in self.metadata:
+            return metadata
+        own = {key: self.metadata[key] for key in TRACE if key in self.metadata}
+        return {**own, **(metadata or {})}
 
 
 _current: ContextVar[Call | None] = ContextVar("echostream_call", default=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from echostream.errors import (
@@ -23,6 +24,7 @@ from echostream.rpc.streamed import CallOptions, ResultStream, StreamedCall, req
 if TYPE_CHECKING:
     from echostream.media.clock import ClockSync
     from echostream.media.frame import AudioFormat
+    from echostream.rpc.interceptors import Outgoing
     from echostream.rpc.peer import Peer
     from echostream.rpc.sender import StreamBuilder
 
@@ -40,6 +42,7 @@ class Caller:
     """
 
     _live_peer: Peer | None = None
+    _outgoing: Outgoing | None = None
 
     @property
     def _peer(self) -> Peer:
@@ -129,6 +132,23 @@ class Caller:
         when the connection ends first, ``InvalidPayload`` for a value that msgpack cannot carry
         or a result that is not a ``returns``, ``ResourceExhausted`` for a payload above a limit.
         """
+        if self._outgoing is not None:
+            return await self._outgoing.request(
+                self,
+                _Bare(self._peer).request,
+                method,
+                payload,
+                {
+                    "returns": returns,
+                    "timeout": timeout,
+                    "metadata": metadata,
+                    "priority": priority,
+                    "max_age": max_age,
+                    "idempotent": idempotent,
+                    "at": at,
+                    "response_metadata": response_metadata,
+                },
+            )
         peer = self._live_peer or self._peer
         check_name(method, "request")
         if at is not None:
@@ -243,14 +263,20 @@ class Caller:
             metadata = add_at(metadata, at)
         peer = self._peer
 
-        async def begin() -> StreamedCall:
+        async def attempt(argument: Any, own: Metadata | None) -> StreamedCall:
             serving = _current.get()
-            limit, extra = (timeout, metadata)
-            if serving is not None:
-                limit, extra = serving.inherit(timeout, metadata)
+            limit, extra = (timeout, own) if serving is None else serving.inherit(timeout, own)
             options = CallOptions(limit, extra, priority, idempotent)
             left = await _wait_turn(peer, method, limit, None)
-            return StreamedCall(peer, method, payload, options, left, receives=True)
+            return StreamedCall(peer, method, argument, options, left, receives=True)
+
+        async def begin() -> StreamedCall:
+            if self._outgoing is None:
+                return await attempt(payload, metadata)
+            call: StreamedCall = await self._outgoing.begin(
+                self, peer.pumps, method, payload, metadata, attempt
+            )
+            return call
 
         return ResultStream(begin, peer.decode if returns is None else peer.decoder(returns))
 
@@ -274,10 +300,28 @@ class Caller:
 
         Raises ``ConnectionClosed``, ``InvalidPayload`` or ``ResourceExhausted`` as ``request``.
         """
+        if self._outgoing is not None:
+            await self._outgoing.emit(
+                self,
+                _Bare(self._peer).emit,
+                event,
+                payload,
+                {
+                    "metadata": metadata,
+                    "priority": priority,
+                    "max_age": max_age,
+                    "delivery": delivery,
+                    "at": at,
+                },
+            )
+            return
         peer = self._live_peer or self._peer
         check_name(event, "emit")
         if at is not None:
             metadata = add_at(metadata, at)
+        serving = _current.get()
+        if serving is not None:
+            metadata = serving.trace(metadata)
         if max_age is not None or priority != 3 or delivery != "reliable":
             check_options(max_age=max_age, priority=priority, delivery=delivery)
         data = peer.encode(payload)
@@ -322,7 +366,7 @@ class Caller:
 
         check_name(name, "create_stream")
         check_options(timeout=timeout, max_age=max_age, priority=priority, delivery=delivery)
-        return StreamBuilder(
+        builder = StreamBuilder(
             self._peer,
             name,
             format=format,
@@ -334,6 +378,9 @@ class Caller:
             time_sync=time_sync,
             playout_delay=playout_delay,
         )
+        if self._outgoing is not None:
+            builder.intercept(partial(self._outgoing.open_stream, self, name, metadata))
+        return builder
 
     def _emit_encoded(
         self,
@@ -353,6 +400,13 @@ class Caller:
             return False
         peer.connection.wake()
         return True
+
+
+class _Bare(Caller):
+    """The same connection without what stands around its calls."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._live_peer = peer
 
 
 def check_options(

@@ -60,6 +60,8 @@ class ServerContext(Store):
     def __init__(self, values: Mapping[str, Any] | None = None) -> None:
         super().__init__(values)
         self._sessions: dict[str, Session] = {}
+        self.serving = False
+        """Whether the server takes connections: from its start until it begins to stop."""
 
     @property
     def sessions(self) -> tuple[Session, ...]:

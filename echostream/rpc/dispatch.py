@@ -18,7 +18,7 @@ from echostream.codes import Close, Reset, Status
 from echostream.errors import ConnectionClosed, InvalidPayload, RpcError
 from echostream.protocol import events as ev
 from echostream.protocol.outbox import QUEUE_HIGH
-from echostream.rpc.call import Call, _current, decode_metadata, encode_metadata
+from echostream.rpc.call import NO_METADATA, Call, _current, decode_metadata, encode_metadata
 from echostream.rpc.registry import Registry, Route
 from echostream.rpc.scheduled import Schedule, take_at
 from echostream.rpc.serving import ServedItems, shape_fault
@@ -311,11 +311,15 @@ class Dispatcher:
         peer = self._peer
         call = None
         try:
-            metadata, at = take_at(decode_metadata(event.metadata))
-            call = Call(route.name, metadata, deadline, peer.connection.clock)
-            _current.set(call)
-            if at is not None:
-                await self.schedule.wait_until(at)
+            if event.metadata is None:
+                call = Call(route.name, NO_METADATA, deadline, peer.connection.clock)
+                _current.set(call)
+            else:
+                metadata, at = take_at(decode_metadata(event.metadata))
+                call = Call(route.name, metadata, deadline, peer.connection.clock)
+                _current.set(call)
+                if at is not None:
+                    await self.schedule.wait_until(at)
             result = await route.call(self._context, argument)
             if peer.outbox.call_bytes > QUEUE_HIGH:
                 await peer.wait_call_room()  # the call counts as running until there is room

@@ -18,6 +18,7 @@ from collections.abc import (
     Coroutine,
     Iterable,
     Iterator,
+    Sequence,
 )
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -26,6 +27,7 @@ from typing import Any, TypeVar
 from echostream.errors import ConfigurationError
 from echostream.media.frame import AudioFormat
 from echostream.protocol import payload as payloads
+from echostream.rpc.interceptors import Interceptor, intercepted
 from echostream.rpc.serving import served_call
 
 __all__ = ["Kind", "Registry", "Route", "declared_name", "handler", "listener", "stream_handler"]
@@ -41,6 +43,9 @@ class Kind(Enum):
     HANDLER = "handler"
     LISTENER = "listener"
     STREAM = "stream_handler"
+
+
+_KIND_WORDS = {Kind.HANDLER: "call", Kind.LISTENER: "event", Kind.STREAM: "stream"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +137,8 @@ class Route:
     """The result is many items."""
     result: Any = None
     """The annotation of the result, of one item where it is many."""
-    idempotent: bool = False
-
-    @property
-    def streaming(self) -> bool:
-        """Whether a call of this is more than one argument and one result."""
-        return self.takes_items or self.yields
+    streaming: bool = False
+    """Either of the two."""
 
 
 class Registry:
@@ -173,8 +174,11 @@ class Registry:
             )
         self._routes[name] = self._bind(name, function, formats)
 
-    def frozen(self, max_depth: int, max_items: int) -> Registry:
-        """A copy that what is added later does not change, with these limits on payloads."""
+    def frozen(
+        self, max_depth: int, max_items: int, interceptors: Sequence[Interceptor] = ()
+    ) -> Registry:
+        """A copy that what is added later does not change, with these limits on payloads, inside
+        these interceptors."""
         copy = Registry(self._kind, self._context_types, self._other_side)
         for name, route in self._routes.items():
             if route.decode is not None:
@@ -182,6 +186,8 @@ class Registry:
                     route.annotation, max_depth=max_depth, max_items=max_items
                 )
                 route = replace(route, decode=decode)
+            if interceptors:
+                route = intercepted(route, _KIND_WORDS[self._kind], interceptors)
             copy._routes[name] = route
         return copy
 
@@ -253,7 +259,16 @@ class Registry:
         if yields or item is not None:
             call = served_call(call, yields)
         return Route(
-            name, function, call, decode, formats, annotation, item is not None, yields, result
+            name,
+            function,
+            call,
+            decode,
+            formats,
+            annotation,
+            takes_items=item is not None,
+            yields=yields,
+            result=result,
+            streaming=yields or item is not None,
         )
 
 
