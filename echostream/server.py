@@ -257,7 +257,9 @@ class RpcServer:
                 peer.dispatcher.start()
             await peer.wait_closed()
             del sessions[session.id]
+            self._context._forget(session)
             await peer.dispatcher.wait_stopped()
         finally:
             sessions.pop(session.id, None)
+            self._context._forget(session)
             await run_hooks("on_disconnect", hooks.disconnect, session)

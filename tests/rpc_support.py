@@ -213,6 +213,8 @@ def idle(session: Any) -> bool:
         peer.calls
         or peer.trailers
         or peer.pumps
+        or len(peer.acks)
+        or peer.outbox.acked
         or peer.protocol.flows
         or peer.senders
         or peer.receivers

@@ -46,6 +46,14 @@ JITTER = [
     r"packets: 9\d\d received, \d+ lost, \d+ late \(0\.\d%; asked for 1 %\)",
     r"audio: 0\.\d+ s concealed in \d+ gaps, \d+ pitch periods put in or left out",
 ]
+ROOMS = [
+    r"Ada is number 1",
+    r"Ada sees Bob come in",
+    r"Bob hears Ada: hello",
+    r"heard by 1",
+    r"Cleo hears Ada: hello",
+    r"Bob sees Cleo come in",
+]
 AUTH = [
     r"server: alice is authenticated",
     r"alice: I am alice",
@@ -77,6 +85,7 @@ def example(name: str, *words: str, home: Path) -> subprocess.CompletedProcess[s
         ("service_discovery", [], DISCOVERY),
         ("auth_plugin", [], AUTH),
         ("jitter_lab", [], JITTER),
+        ("rooms", [], ROOMS),
     ],
 )
 def test_an_example(name: str, words: list[str], lines: list[str], tmp_path: Path) -> None:
@@ -96,6 +105,7 @@ def test_an_example(name: str, words: list[str], lines: list[str], tmp_path: Pat
         ("audio_stream", "carrier pigeon", "give reliable or realtime"),
         ("service_discovery", "nowhere", "has no port"),
         ("auth_plugin", "guess", "alice: authentication failed"),
+        ("rooms", " ", "Ada: say something"),
     ],
 )
 def test_a_wrong_input(name: str, word: str, said: str, tmp_path: Path) -> None:
@@ -113,4 +123,5 @@ def test_every_example_is_tested() -> None:
         "service_discovery",
         "auth_plugin",
         "jitter_lab",
+        "rooms",
     }

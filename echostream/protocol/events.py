@@ -17,6 +17,7 @@ __all__ = [
     "ClockReceived",
     "CreditReceived",
     "ErrorReceived",
+    "EventAcknowledged",
     "EventReceived",
     "GoAwayReceived",
     "HelloReceived",
@@ -125,13 +126,21 @@ class CallCancelled(NamedTuple):
 
 class EventReceived(NamedTuple):
     """The peer tells something. ``number`` is 0 for one that came in a DATAGRAM; ``stream_id``
-    is -1 then, else what :meth:`Inbox.pause` takes."""
+    is -1 then, else what :meth:`Inbox.pause` takes. ``ack``: it wants to know what came of it."""
 
     number: int
     name: str
     payload: bytes
     metadata: bytes | None
     stream_id: int
+    ack: bool = False
+
+
+class EventAcknowledged(NamedTuple):
+    """What came of an event of ours."""
+
+    number: int
+    status: int
 
 
 class StreamOpened(NamedTuple):
@@ -226,6 +235,7 @@ ProtocolEvent: TypeAlias = (
     | ErrorReceived
     | CallCancelled
     | EventReceived
+    | EventAcknowledged
     | StreamOpened
     | StreamAccepted
     | StreamEnded

@@ -104,6 +104,7 @@ class Inbox:
             frames.ITEM: self._on_item,
             frames.CREDIT: self._on_credit,
             frames.EVENT: self._on_event,
+            frames.EVENT_ACK: self._on_event_ack,
             frames.STREAM_OPEN: self._on_stream_open,
             frames.STREAM_ACCEPT: self._on_stream_accept,
             frames.STREAM_END: self._on_stream_end,
@@ -446,7 +447,14 @@ class Inbox:
     def _on_event(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent | None:
         if not p.name or not p.id:
             raise ProtocolError("EVENT without a name or number on a stream")
-        event = ev.EventReceived(p.id, p.name, p.payload_bytes(), p.metadata, incoming.stream_id)
+        event = ev.EventReceived(
+            p.id,
+            p.name,
+            p.payload_bytes(),
+            p.metadata,
+            incoming.stream_id,
+            p.flags & frames.MARK != 0,
+        )
         ready = self._order.accept(event, p.number)
         if ready is None:
             self.repeated_events += 1
@@ -455,6 +463,9 @@ class Inbox:
             return ready[0]
         self._events.extend(ready)
         return None  # the caller looks into _events
+
+    def _on_event_ack(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        return ev.EventAcknowledged(p.id, max(p.number, 0))
 
     def _on_stream_open(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         if p.id & 1 != self._peer_parity:

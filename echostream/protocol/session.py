@@ -245,10 +245,17 @@ class ProtocolSession:
         metadata: bytes | None = None,
         priority: int = -1,
         deadline: float = _NEVER,
+        token: int = -1,
     ) -> None:
-        """Queue an event."""
+        """Queue an event; with a ``token`` the peer acknowledges it."""
         self.check_size(payload, name)
-        self.outbox.event(name, payload, metadata, priority, deadline)
+        self.outbox.event(name, payload, metadata, priority, deadline, token)
+
+    def acknowledge(self, number: int, status: Status | int = Status.OK) -> None:
+        """Tell the peer what came of its event."""
+        self.outbox.call(
+            encode_frame(frames.EVENT_ACK, number, b"", 0, None, None, -1, int(status))
+        )
 
     def emit_datagram(
         self,

@@ -290,8 +290,12 @@ class Caller:
         max_age: float | None = None,
         delivery: Delivery = "reliable",
         at: int | None = None,
+        ack: bool = False,
+        timeout: float | None = None,
     ) -> None:
-        """Tell the other side; returns when it is queued, without an answer.
+        """Tell the other side; returns when it is queued, without an answer, or with ``ack`` once
+        its listener has run, and raises what came of it: ``MethodNotFound`` where nothing listens,
+        ``InternalError`` where the listener failed, ``DeadlineExceeded`` after ``timeout`` s.
 
         Events of one name arrive in the order of their emits. Waits while the peer does not read
         what was queued before. ``delivery="realtime"`` sends one DATAGRAM: fast, may be lost.
@@ -312,6 +316,8 @@ class Caller:
                     "max_age": max_age,
                     "delivery": delivery,
                     "at": at,
+                    "ack": ack,
+                    "timeout": timeout,
                 },
             )
             return
@@ -322,8 +328,13 @@ class Caller:
         serving = _current.get()
         if serving is not None:
             metadata = serving.trace(metadata)
-        if max_age is not None or priority != 3 or delivery != "reliable":
-            check_options(max_age=max_age, priority=priority, delivery=delivery)
+        if max_age is not None or priority != 3 or delivery != "reliable" or timeout is not None:
+            check_options(max_age=max_age, priority=priority, delivery=delivery, timeout=timeout)
+        if ack or timeout is not None:
+            if delivery != "reliable" or not ack:
+                raise ConfigurationError("timeout goes with ack=True, and that is reliable")
+            await _emit_acknowledged(peer, event, payload, metadata, priority, max_age, timeout)
+            return
         data = peer.encode(payload)
         extra = None if metadata is None else encode_metadata(metadata)
         expires_at = _deadline(peer, max_age)
@@ -388,6 +399,7 @@ class Caller:
         data: bytes,
         *,
         metadata: bytes | None = None,
+        priority: int = -1,
         max_age: float | None = None,
     ) -> bool:
         """Emit what is encoded already; ``False`` where it would have to wait."""
@@ -395,7 +407,7 @@ class Caller:
         if peer is None or peer.busy or peer.outbox.event_bytes > QUEUE_HIGH:
             return False
         try:
-            peer.protocol.emit(event, data, metadata, deadline=_deadline(peer, max_age))
+            peer.protocol.emit(event, data, metadata, priority, _deadline(peer, max_age))
         except ResourceExhausted:
             return False
         peer.connection.wake()
@@ -430,6 +442,33 @@ def check_options(
 
 def _deadline(peer: Peer, max_age: float | None) -> float:
     return float("inf") if max_age is None else peer.connection.clock() + max_age
+
+
+async def _emit_acknowledged(
+    peer: Peer,
+    event: str,
+    payload: Any,
+    metadata: Metadata | None,
+    priority: int,
+    max_age: float | None,
+    timeout: float | None,
+) -> None:
+    """Emit and wait until the listener has run."""
+    data = peer.encode(payload)
+    extra = None if metadata is None else encode_metadata(metadata)
+    expires_at = _deadline(peer, max_age)
+    if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH:
+        await peer.wait_event_room()
+    token = peer.acks.token()
+    try:
+        peer.protocol.emit(event, data, extra, -1 if priority == 3 else priority, expires_at, token)
+        peer.connection.wake()
+        await peer.acks.wait(token, event, timeout)
+    except RpcError as exc:
+        exc.method = exc.method or event
+        raise
+    finally:
+        peer.acks.forget(token)
 
 
 async def _wait_turn(

@@ -118,9 +118,9 @@ class Dispatcher:
         """The ``on_connect`` hooks are through: serve what came meanwhile, and all that follows."""
         self._ready = True
         for name, queue in self._queues.items():
-            route = self._routes.listeners.get(name)
+            route = self._routes.listeners.match(name)
             assert route is not None
-            self._start_listener(route, queue)
+            self._start_listener(route, name, queue)
         early, self._early_streams = self._early_streams, []
         for event in early:
             self.stream_opened(event)
@@ -395,9 +395,10 @@ class Dispatcher:
 
     def event(self, event: ev.EventReceived) -> None:
         """Queue an event for its listener. Where too many wait, the stream it came on is paused."""
-        route = self._routes.listeners.get(event.name)
+        route = self._routes.listeners.match(event.name)
         if route is None:
             self.unclaimed_events += 1
+            self._acknowledge(event, Status.UNIMPLEMENTED)
             return
         if self._unhandled >= MAX_UNHANDLED_EVENTS or self._unhandled_bytes >= MAX_UNHANDLED_BYTES:
             if event.stream_id < 0:
@@ -411,6 +412,7 @@ class Dispatcher:
             logger.warning(
                 "event %r from %s dropped: %s", event.name, self._peer.peer_addr, exc.message
             )
+            self._acknowledge(event, Status.INVALID_ARGUMENT)
             return
         self._unhandled += 1
         self._unhandled_bytes += len(event.payload)
@@ -420,10 +422,17 @@ class Dispatcher:
             return
         self._queues[event.name] = queue = deque([(argument, event)])
         if self._ready:
-            self._start_listener(route, queue)
+            self._start_listener(route, event.name, queue)
 
-    def _start_listener(self, route: Route, queue: deque[tuple[Any, ev.EventReceived]]) -> None:
-        task = self._peer.loop.create_task(self._listen(route, queue))
+    def _acknowledge(self, event: ev.EventReceived, status: Status | int) -> None:
+        if event.ack and not self._over:
+            self._peer.protocol.acknowledge(event.number, status)
+            self._peer.connection.wake()
+
+    def _start_listener(
+        self, route: Route, name: str, queue: deque[tuple[Any, ev.EventReceived]]
+    ) -> None:
+        task = self._peer.loop.create_task(self._listen(route, name, queue))
         self._listeners.add(task)
         task.add_done_callback(self._listener_done)
 
@@ -431,30 +440,43 @@ class Dispatcher:
         self._listeners.discard(task)
         self._task_done()
 
-    async def _listen(self, route: Route, queue: deque[tuple[Any, ev.EventReceived]]) -> None:
+    async def _listen(
+        self, route: Route, name: str, queue: deque[tuple[Any, ev.EventReceived]]
+    ) -> None:
         """Handle the events of one name, one after the other, until none is left."""
         clock = self._peer.connection.clock
         while queue:
             argument, event = queue.popleft()
+            status: Status | int = Status.INTERNAL
+            call = None
             try:
                 metadata, at = take_at(decode_metadata(event.metadata))
-                _current.set(Call(route.name, metadata, None, clock))
-                if at is not None and not await self._is_time(route.name, at):
+                call = Call(name, metadata, None, clock)
+                _current.set(call)
+                if at is not None and not await self._is_time(name, at):
+                    status = Status.INVALID_ARGUMENT
                     continue
                 await route.call(self._context, argument)
+                status = Status.OK
             except asyncio.CancelledError:
                 if self._is_asked_to_stop():
                     raise
                 logger.error("listener %r was cancelled from inside", route.name)
             except Exception as exc:
+                if isinstance(exc, RpcError) and 0 < exc.status < 1 << 30:
+                    status = exc.status
                 if not self._over or not isinstance(exc, ConnectionClosed):
                     logger.error("listener %r failed", route.name, exc_info=exc)
             finally:
+                if call is not None:
+                    call.over = True
+                if event.ack:
+                    self._acknowledge(event, status)
                 self.events_handled += 1
                 self._event_handled(len(event.payload))
             if not self.events_handled % YIELD_EVERY:
                 await asyncio.sleep(0)  # a backlog must not keep the loop
-        self._queues.pop(route.name, None)
+        self._queues.pop(name, None)
 
     async def _is_time(self, name: str, at: int) -> bool:
         try:

@@ -27,6 +27,7 @@ from echostream.protocol.frames import CLOCK
 from echostream.protocol.hello import Limits
 from echostream.protocol.outbox import QUEUE_HIGH, QUEUE_LOW
 from echostream.protocol.session import ProtocolSession, clip
+from echostream.rpc.acks import Acknowledgements
 from echostream.rpc.call import decode_metadata
 from echostream.rpc.clock import ClockDriver
 from echostream.rpc.dispatch import Dispatcher, Routes
@@ -82,6 +83,7 @@ class Peer:
         self.pumps: set[asyncio.Task[None]] = set()
         """Tasks that send the arguments of streaming calls."""
         self._flows = FlowEvents(self)
+        self.acks = Acknowledgements(self)
         self.senders: dict[int, StreamSender] = {}
         self.receivers: dict[int, StreamReceiver] = {}
         self.busy = False
@@ -122,6 +124,7 @@ class Peer:
             ev.CreditReceived: self._flows.credit,
             ev.CallStreamEnded: self._flows.stream_ended,
             ev.EventReceived: self.dispatcher.event,
+            ev.EventAcknowledged: self.acks.received,
             ev.StreamOpened: self.dispatcher.stream_opened,
             ev.StreamAccepted: self._on_stream_accepted,
             ev.StreamEnded: self._on_stream_ended,
@@ -233,6 +236,8 @@ class Peer:
             _release(self._call_waiters)
         if self._event_waiters and outbox.event_bytes <= QUEUE_LOW:
             _release(self._event_waiters)
+        if outbox.expired_acks:
+            self.acks.fail_expired()
         if self._drain_waiters:
             _release(self._drain_waiters)
         self.clock.before_flush()  # last: the stamps are those of the wire
@@ -310,10 +315,10 @@ class Peer:
         while self.outbox.call_bytes > QUEUE_HIGH:
             await self._wait(self._call_waiters)
 
-    async def wait_event_room(self) -> None:
-        """Wait until so few events are queued that another one may be."""
+    async def wait_event_room(self, most: int = QUEUE_HIGH) -> None:
+        """Wait until at most ``most`` bytes of events are queued."""
         self.check_open()
-        while self.outbox.event_bytes > QUEUE_HIGH:
+        while self.outbox.event_bytes > most:
             await self._wait(self._event_waiters)
 
     async def wait_stream(self, stream_id: int, low: int) -> None:
@@ -548,6 +553,7 @@ class Peer:
         self.calls.clear()
         self.trailers.clear()
         self._flows.connection_lost()
+        self.acks.connection_lost(error)
         self.outbox.clear()
         self._stream_waiters.clear()
         for sender in list(self.senders.values()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import typing
 from collections.abc import (
     AsyncGenerator,
@@ -149,6 +150,7 @@ class Registry:
         self._context_types = context_types
         self._other_side = other_side
         self._routes: dict[str, Route] = {}
+        self._patterns: list[tuple[re.Pattern[str], Route]] = []
 
     def add(self, name_or_function: Any, function: Callable[..., Any] | None = None) -> None:
         """Register ``add(fn)`` (decorated) or ``add("name", fn)``."""
@@ -167,6 +169,12 @@ class Registry:
             attached = getattr(function, _MARK, None)
             if isinstance(attached, Declaration) and attached.kind is self._kind:
                 formats = attached.formats
+        if self._kind is Kind.LISTENER and any(
+            "*" in part and part not in ("*", "**") for part in name.split(".")
+        ):
+            raise ConfigurationError(
+                f"listener {name!r}: * and ** stand for whole segments, as in 'user.*'"
+            )
         if name in self._routes:
             raise ConfigurationError(
                 f"a {what} for {name!r} is registered already "
@@ -189,11 +197,25 @@ class Registry:
             if interceptors:
                 route = intercepted(route, _KIND_WORDS[self._kind], interceptors)
             copy._routes[name] = route
+        if self._kind is Kind.LISTENER:
+            names = sorted((n for n in copy._routes if "*" in n), key=_specificity)
+            copy._patterns = [(_pattern(name), copy._routes[name]) for name in names]
         return copy
 
     def get(self, name: str) -> Route | None:
         """The route of this name."""
         return self._routes.get(name)
+
+    def match(self, name: str) -> Route | None:
+        """The listener of an event: that of its name, else of the most specific pattern, which is
+        the one with the most text before its first ``*``, then the one with the fewest ``**``."""
+        route = self._routes.get(name)
+        if route is not None or not self._patterns:
+            return route
+        for pattern, found in self._patterns:
+            if pattern.fullmatch(name):
+                return found
+        return None
 
     def suggestion(self, name: str) -> str:
         """A hint for a name that is not there; empty when none is near."""
@@ -270,6 +292,19 @@ class Registry:
             result=result,
             streaming=yields or item is not None,
         )
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    """``*`` is one segment between dots, ``**`` one or more."""
+    parts = [
+        ".+" if part == "**" else "[^.]+" if part == "*" else re.escape(part)
+        for part in name.split(".")
+    ]
+    return re.compile(r"\.".join(parts), re.DOTALL)
+
+
+def _specificity(name: str) -> tuple[int, int, str]:
+    return -name.index("*"), name.count("**"), name
 
 
 def item_type(annotation: Any) -> tuple[Any] | None:
