@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 from echostream.errors import ConfigurationError
 from echostream.plugin.base import ClientPlugin, ServerPlugin
@@ -17,7 +17,9 @@ from echostream.rpc.dispatch import Routes
 from echostream.rpc.interceptors import Interceptor, Outgoing, overriding
 from echostream.rpc.registry import Kind, Registry
 from echostream.rpc.retry import RetryPolicy
+from echostream.rpc.schema import DESCRIBE, describe
 from echostream.rpc.session import Session
+from echostream.rpc.typed import interface_methods, is_event
 from echostream.transport.addresses import parse_address
 from echostream.transport.identity import Identity
 from echostream.transport.quic.options import QuicOptions
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientBuilder", "ClientConfig", "Hooks", "ServerBuilder", "ServerConfig"]
 
+T = TypeVar("T")
 Hook: TypeAlias = Callable[[Any], Coroutine[Any, Any, Any]]
 
 
@@ -96,6 +99,7 @@ class _Builder:
         self._now_ns: Callable[[], int] | None = None
         self._interceptors: list[Interceptor] = []
         self._retry: RetryPolicy | None = None
+        self._introspection = False
         self._built = False
 
     def set(self, key: str, value: Any) -> Self:
@@ -135,6 +139,20 @@ class _Builder:
     def retry(self, policy: RetryPolicy | None = None) -> Self:
         """Try calls again that were made with ``idempotent=True`` and failed for a while."""
         self._retry = RetryPolicy() if policy is None else policy
+        return self
+
+    def implement(self, interface: Callable[..., T], implementation: T) -> Self:
+        """Register the methods of an object under the names of an interface class: what the other
+        side binds with ``bind(interface)``. Those marked as events become listeners."""
+        names = interface_methods(interface)
+        for attribute, (name, function) in names.items():
+            method = getattr(implementation, attribute)
+            (self._listeners if is_event(function) else self._handlers).add(name, method)
+        return self
+
+    def introspection(self) -> Self:
+        """Let the other side ask what this one offers (``echostream call ADDR --list``)."""
+        self._introspection = True
         return self
 
     def limits(self, **limits: int) -> Self:
@@ -188,6 +206,13 @@ class _Builder:
             raise ConfigurationError("this builder was used already: make a new one")
         self._built = True
         plugins = self._plugins.finish()
+        if self._introspection:
+            description = describe(Routes(self._handlers, self._listeners, self._streams))
+
+            async def tell() -> dict[str, Any]:
+                return description
+
+            self._handlers.add(DESCRIBE, tell)
         inside = overriding(self._interceptors, "incoming")
         outside = overriding(self._interceptors, "outgoing")
         return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -20,6 +20,7 @@ from echostream.rpc.call import Metadata, _current, decode_metadata, encode_meta
 from echostream.rpc.registry import check_name
 from echostream.rpc.scheduled import add_at
 from echostream.rpc.streamed import CallOptions, ResultStream, StreamedCall, request_with_items
+from echostream.rpc.typed import bind
 
 if TYPE_CHECKING:
     from echostream.media.clock import ClockSync
@@ -392,6 +393,13 @@ class Caller:
         if self._outgoing is not None:
             builder.intercept(partial(self._outgoing.open_stream, self, name, metadata))
         return builder
+
+    def bind(self, interface: Callable[..., T]) -> T:
+        """An object with the methods of an interface class (a ``Protocol``, say), each of which
+        calls the other side: ``client.bind(Notes).add("x")``. A method of ``Notes`` is called
+        ``notes.method`` on the wire (see ``echostream.rpc.typed`` for other names, and for events).
+        """
+        return bind(self, interface)
 
     def _emit_encoded(
         self,
