@@ -28,7 +28,8 @@ FLOORS: list[list[set[str]]] = [
     [{"transport"}, {"discovery"}],
     [{"rpc", "plugin"}],
     [{"server", "client", "builder"}],
-    [{"contrib"}, {"testing"}, {"cli"}],
+    [{"contrib"}, {"testing"}, {"cli"}, {"sync"}],
+    [{"pytest_plugin"}],
     [{"", "prelude"}],  # the facade: `echostream` itself
 ]
 
@@ -51,7 +52,7 @@ DOORS: dict[str, set[str]] = {
     "numpy": {"echostream"},
     "opentelemetry": {"echostream.contrib"},
     "prometheus_client": {"echostream.contrib"},
-    "pytest": {"echostream.testing"},
+    "pytest": {"echostream.pytest_plugin"},
     "rich": {"echostream.cli"},
     "sounddevice": {"echostream.contrib"},
     "soundfile": {"echostream.contrib"},
