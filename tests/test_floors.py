@@ -28,8 +28,8 @@ FLOORS: list[list[set[str]]] = [
     [{"transport"}, {"discovery"}],
     [{"rpc", "plugin"}],
     [{"server", "client", "builder"}],
-    [{"contrib"}, {"testing"}, {"cli"}, {"sync"}],
-    [{"pytest_plugin"}],
+    [{"contrib"}, {"testing"}, {"sync"}],
+    [{"cli"}, {"pytest_plugin"}],
     [{"", "prelude"}],  # the facade: `echostream` itself
 ]
 

@@ -1,10 +1,17 @@
-"""Floor 5: plugins that come with EchoStream. Each works for servers and for clients."""
+"""Floor 5: plugins for servers and clients, files, and what needs an extra (``echostream[opus]``,
+``echostream[audio]``). Nothing below imports it; each name is loaded when it is first used."""
 
-from echostream.contrib.auth import AuthPlugin
-from echostream.contrib.logs import JsonFormatter, LoggingPlugin
-from echostream.contrib.metrics import MetricsPlugin
-from echostream.contrib.rate_limit import RateLimitPlugin
-from echostream.contrib.tracing import Span, TracingPlugin
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from echostream.contrib.auth import AuthPlugin
+    from echostream.contrib.logs import JsonFormatter, LoggingPlugin
+    from echostream.contrib.metrics import MetricsPlugin
+    from echostream.contrib.rate_limit import RateLimitPlugin
+    from echostream.contrib.tracing import Span, TracingPlugin
 
 __all__ = [
     "AuthPlugin",
@@ -15,3 +22,19 @@ __all__ = [
     "Span",
     "TracingPlugin",
 ]
+
+_HOME = {
+    "AuthPlugin": "auth",
+    "JsonFormatter": "logs",
+    "LoggingPlugin": "logs",
+    "MetricsPlugin": "metrics",
+    "RateLimitPlugin": "rate_limit",
+    "Span": "tracing",
+    "TracingPlugin": "tracing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
