@@ -71,7 +71,8 @@ class ProtocolSession:
     ) -> int:
         """Queue a REQUEST and return its call id. Raises ``ResourceExhausted`` for a payload above
         the peer's ``message_size``."""
-        self.check_size(payload, method)
+        if len(payload) > SMALLEST_MESSAGE:
+            self.check_size(payload, method)
         call_id = self._next_call
         self._next_call = call_id + 2
         flags = frames.END | frames.MARK if idempotent else frames.END

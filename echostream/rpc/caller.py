@@ -152,7 +152,8 @@ class Caller:
                 },
             )
         peer = self._live_peer or self._peer
-        check_name(method, "request")
+        if method not in _checked:
+            _check_once(method, "request")
         if at is not None:
             metadata = add_at(metadata, at)
         if timeout is not None or max_age is not None or priority != 3:
@@ -173,7 +174,7 @@ class Caller:
             )
         decode = peer.decode if returns is None else peer.decoder(returns)
         left = timeout
-        expires_at = _deadline(peer, max_age)
+        expires_at = _NEVER if max_age is None else _deadline(peer, max_age)
         if peer.busy or peer.outbox.call_bytes > QUEUE_HIGH or len(peer.calls) >= peer.call_limit:
             left = await _wait_turn(peer, method, timeout, max_age)
         loop = peer.loop
@@ -324,7 +325,8 @@ class Caller:
             )
             return
         peer = self._live_peer or self._peer
-        check_name(event, "emit")
+        if event not in _checked:
+            _check_once(event, "emit")
         if at is not None:
             metadata = add_at(metadata, at)
         serving = _current.get()
@@ -428,6 +430,18 @@ class Caller:
         return True
 
 
+_NEVER = float("inf")
+_checked: set[str] = set()
+"""Names that were found right: the check costs more than the look here."""
+MAX_CHECKED = 4096
+
+
+def _check_once(name: str, what: str) -> None:
+    check_name(name, what)
+    if len(_checked) < MAX_CHECKED:
+        _checked.add(name)
+
+
 class _Bare(Caller):
     """The same connection without what stands around its calls."""
 
@@ -455,7 +469,7 @@ def check_options(
 
 
 def _deadline(peer: Peer, max_age: float | None) -> float:
-    return float("inf") if max_age is None else peer.connection.clock() + max_age
+    return _NEVER if max_age is None else peer.connection.clock() + max_age
 
 
 async def _emit_acknowledged(

@@ -73,6 +73,7 @@ class Dispatcher:
         self._routes = routes
         self._context = context
         self._max_calls = max_calls
+        self._flows = peer.protocol.flows
         self._ready = False
         self._over = False
         self._grace_s = STOP_S
@@ -247,15 +248,17 @@ class Dispatcher:
             peer.refuse(call_id, Status.UNIMPLEMENTED, f"no handler {event.method[:128]!r}{hint}")
             return
         try:
-            if route.streaming or type(event) is ev.CallOpened:
+            if route.streaming or self._flows:
                 fault = shape_fault(route, event)
                 if fault:
                     peer.refuse(call_id, Status.UNIMPLEMENTED, fault)
                     return
+            argument: Any = None
+            if route.streaming:
                 assert isinstance(event, ev.CallOpened)
-                argument: Any = ServedItems(peer, route, event)
-            else:
-                argument = None if route.decode is None else route.decode(event.payload)
+                argument = ServedItems(peer, route, event)
+            elif route.decode is not None:
+                argument = route.decode(event.payload)
         except InvalidPayload as exc:
             peer.refuse(call_id, Status.INVALID_ARGUMENT, exc.message)
             return

@@ -138,6 +138,7 @@ class FlowEvents:
 
     def connection_lost(self) -> None:
         """Nothing comes any more."""
-        flows, self._peer.protocol.flows = self._peer.protocol.flows, {}
+        flows = self._peer.protocol.flows
         for flow in flows.values():
             flow.end()
+        flows.clear()

@@ -744,6 +744,31 @@ async def test_a_call_that_is_reset_before_its_request_is_answered_by_the_end() 
 
 
 @virtual
+async def test_streaming_calls_count_towards_the_limit_of_calls() -> None:
+    """Opened as fast as the peer's streams allow, and cancelled: 8 run, 8 wait, the rest is refused
+    by name, and nothing stays."""
+    seen = Seen()
+    server = RpcServer.builder().limits(calls=8)
+    for name, function in handlers(seen):
+        server.handler(name, function)
+    async with raw_client(server) as (started, raw):
+        session = await session_of(started)
+        for call in range(0, 200, 2):
+            raw.send(_request("sizes", call), raw.engine.open_stream(True))
+        await turns(50)
+        assert session.statistics().calls_running == 8
+        refused = raw.of(frames.ERROR)
+        assert len(refused) == 100 - 16
+        assert {frame.number for frame in refused} == {Status.RESOURCE_EXHAUSTED}
+        assert "limit calls=8" in (refused[0].name or "")
+        for call in range(0, 200, 2):
+            raw.send(encode_frame(frames.CANCEL, call, b"", 0, None, None, -1, Reset.CANCELLED))
+        await turns(50)
+        assert len(raw.of(frames.ERROR)) == 100
+        assert idle(session)
+
+
+@virtual
 async def test_a_half_that_ends_without_its_last_item_is_a_cancellation() -> None:
     seen = Seen()
     server = RpcServer.builder()
