@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Generator
-from typing import Any, Self
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from typing import Any, Literal, Self, overload
 
 from echostream.builder import ClientBuilder, ClientConfig
 from echostream.codes import Close
+from echostream.discovery.service import Service
 from echostream.errors import ConfigurationError, ConnectionClosed, IdentityError
+from echostream.finding import find, find_all
+from echostream.rpc.authentication import introduce
 from echostream.rpc.caller import Caller
 from echostream.rpc.context import ClientContext
 from echostream.rpc.hooks import run_hooks, run_hooks_while_open
@@ -18,7 +21,9 @@ from echostream.rpc.session import SessionStatistics, peer_statistics
 from echostream.transport.addresses import resolve
 from echostream.transport.connection import Connection
 from echostream.transport.dial import dial
+from echostream.transport.identity import Identity
 from echostream.transport.quic.engine import client_engine
+from echostream.transport.ticket import Ticket
 from echostream.transport.trust import Plan
 
 __all__ = ["Connecting", "RpcClient"]
@@ -49,6 +54,9 @@ class Connecting:
     async def _connect(self) -> RpcClient:
         if self._client is not None:
             raise ConfigurationError("this client was connected already: build another one")
+        if self._config.search is not None:
+            self._client = client = await find(self._config)
+            return client
         self._client = client = RpcClient(self._config)
         await client._open()
         return client
@@ -63,6 +71,7 @@ class RpcClient(Caller):
         self._outgoing = self._context._outgoing = config.outgoing
         self._lifetime: asyncio.Task[None] | None = None
         self._deadline = 0.0
+        self._server_key = ""
 
     def __repr__(self) -> str:
         return f"<RpcClient {self._config.address[0]}:{self._config.address[1]}>"
@@ -80,23 +89,83 @@ class RpcClient(Caller):
 
     @staticmethod
     def connect(
-        address: str | tuple[str, int],
+        address: str | tuple[str, int] | Ticket,
         *,
         timeout: float = 10.0,
         server_name: str | None = None,
+        token: str | None = None,
+        identity: Identity | None = None,
         **trust: Any,
     ) -> Connecting:
-        """Connect to a server: ``await`` the result, or ``async with`` it.
+        """Connect to a server, by address or ticket: ``await`` the result, or ``async with`` it.
 
         ``trust``: ``fingerprint=``, ``ca=``, ``known_hosts=`` or ``insecure=True``. Without any,
         the server's key is checked against the known hosts, a public name against the system's
         authorities, and a private address is trusted on first use and remembered.
 
+        ``token`` and ``identity`` tell the server who this client is.
+
         Raises ``ConnectionClosed`` when nobody answers within ``timeout`` s (it says what was
-        tried), ``IdentityError`` when the server is not who it should be.
+        tried), ``IdentityError`` when the server is not who it should be, or refuses this client.
         """
         builder = ClientBuilder().connect(address, timeout=timeout, server_name=server_name)
-        return builder.trust(**trust).build()
+        return builder.credentials(token=token, identity=identity).trust(**trust).build()
+
+    @overload
+    @staticmethod
+    def discover(
+        name: str,
+        *,
+        timeout: float = 3.0,
+        where: Callable[[Service], bool] | None = None,
+        addresses: Sequence[str | tuple[str, int]] = (),
+        all: Literal[False] = False,
+        token: str | None = None,
+        identity: Identity | None = None,
+        **trust: Any,
+    ) -> Connecting: ...
+
+    @overload
+    @staticmethod
+    def discover(
+        name: str,
+        *,
+        timeout: float = 3.0,
+        where: Callable[[Service], bool] | None = None,
+        addresses: Sequence[str | tuple[str, int]] = (),
+        all: Literal[True],
+        token: str | None = None,
+        identity: Identity | None = None,
+        **trust: Any,
+    ) -> Coroutine[Any, Any, list[RpcClient]]: ...
+
+    @staticmethod
+    def discover(
+        name: str,
+        *,
+        timeout: float = 3.0,
+        where: Callable[[Service], bool] | None = None,
+        addresses: Sequence[str | tuple[str, int]] = (),
+        all: bool = False,
+        token: str | None = None,
+        identity: Identity | None = None,
+        **trust: Any,
+    ) -> Connecting | Coroutine[Any, Any, list[RpcClient]]:
+        """Find a server by name and connect to it: ``await`` the result, or ``async with`` it.
+
+        Looked for at ``addresses``, where the environment variable ``ECHOSTREAM_SERVICES`` says,
+        and by multicast DNS; the first that proves its key wins. ``where`` chooses among announced
+        services. ``all=True`` waits for ``timeout`` s and returns a client for each one found.
+
+        The other options are those of :meth:`connect`. Without any of ``trust``, the key must be
+        one that is known for this name; where none is, a server in one's own network is trusted on
+        first use and remembered. Raises ``DiscoveryError`` that says what was tried, and
+        ``IdentityError`` when servers answered and none could be trusted.
+        """
+        builder = ClientBuilder().discover(name, timeout=timeout, where=where, addresses=addresses)
+        builder.credentials(token=token, identity=identity).trust(**trust)
+        connecting = builder.build()
+        return find_all(connecting._config) if all else connecting
 
     @property
     def context(self) -> ClientContext:
@@ -128,10 +197,16 @@ class RpcClient(Caller):
         await self._peer.wait_closed()
 
     async def _open(self) -> None:
+        await self._open_on(await self._reach())
+
+    async def _reach(self) -> Connection:
+        """A connection to a server that is who it should be. Nothing was said yet."""
+        self._deadline = asyncio.get_running_loop().time() + self._config.timeout
+        return await self._verified()
+
+    async def _open_on(self, connection: Connection) -> None:
         config = self._config
         loop = asyncio.get_running_loop()
-        self._deadline = loop.time() + config.timeout
-        connection = await self._verified()
         try:
             async with asyncio.timeout_at(self._deadline):
                 peer = await self._greet(connection)
@@ -173,7 +248,7 @@ class RpcClient(Caller):
         connection = await self._dial(plan)
         try:
             completed = await connection.wait_connected()
-            await asyncio.to_thread(plan.accept, completed.certificate)
+            self._server_key = await asyncio.to_thread(plan.accept, completed.certificate)
         except BaseException as exc:
             connection.close(Close.IDENTITY_REFUSED if isinstance(exc, IdentityError) else Close.OK)
             raise
@@ -184,9 +259,8 @@ class RpcClient(Caller):
         config = self._config
         peer = Peer(connection, config.limits, config.routes, self._context, None, config.now_ns)
         connection.attach(peer)
-        peer.greet()
         try:
-            await peer.wait_greeted()
+            await introduce(peer, config.credentials, self._server_key)
         except BaseException:
             peer.close(Close.OK)
             raise
@@ -206,6 +280,8 @@ class RpcClient(Caller):
                     verify=plan.authorities is not None,
                 ),
                 timeout=max(self._deadline - asyncio.get_running_loop().time(), 1e-3),
+                others=config.others,
+                check=plan.check,
             )
         except ConnectionClosed as exc:
             if CRYPTO_ERROR <= exc.code < CRYPTO_ERROR + 0x100:

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import signal
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from echostream.builder import ServerBuilder, ServerConfig
 from echostream.codes import Close
 from echostream.errors import ConfigurationError, ConnectionClosed
 from echostream.protocol.assembly import Account
+from echostream.rpc.authentication import admit, new_challenge
 from echostream.rpc.context import ServerContext
 from echostream.rpc.hooks import run_hooks, run_hooks_until_error, run_hooks_while_open
 from echostream.rpc.peer import Peer
@@ -21,6 +22,10 @@ from echostream.transport.endpoint import Endpoint, EndpointStatistics
 from echostream.transport.handler import ConnectionHandler
 from echostream.transport.identity import Identity
 from echostream.transport.quic.acceptor import QuicAcceptor
+
+if TYPE_CHECKING:
+    from echostream.discovery.advertiser import Advertiser
+    from echostream.discovery.service import Announcement
 
 __all__ = ["RpcServer", "ServerStatistics"]
 
@@ -77,6 +82,7 @@ class RpcServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._identity: Identity | None = None
         self._acceptor: QuicAcceptor | None = None
+        self._advertiser: Advertiser | None = None
         self._assembling = Account(config.limits.assembly_total)
 
     @staticmethod
@@ -102,6 +108,12 @@ class RpcServer:
         if self._identity is None:
             raise ConfigurationError("the server has no identity before it was started")
         return self._identity.fingerprint
+
+    @property
+    def announced_as(self) -> str | None:
+        """The server's own name in the local network, once it is claimed and announced. Differs
+        from the name of ``enable_discovery`` where another server has that one."""
+        return None if self._advertiser is None else self._advertiser.instance
 
     def statistics(self) -> ServerStatistics:
         """A snapshot of what is held for all clients together."""
@@ -142,6 +154,14 @@ class RpcServer:
             raise
         self._context.serving = True
         logger.info("listening on %s port %d", *self._listener.address)
+        if config.announcement is not None and self._identity is not None:
+            self._announce(config.announcement)
+
+    def _announce(self, announcement: Announcement) -> None:
+        from echostream.discovery.advertiser import Advertiser  # loads zeroconf
+
+        self._advertiser = Advertiser(announcement, *self.address, fingerprint=self.fingerprint)
+        self._advertiser.start()
 
     async def _listen(self) -> Listener:
         config = self._config
@@ -207,6 +227,8 @@ class RpcServer:
         self._context.serving = False
         peers = [session._peer for session in self._context.sessions]
         try:
+            if self._advertiser is not None:
+                await self._advertiser.close()  # first: whoever looks now finds another server
             if peers and drain:
                 await asyncio.gather(*(peer.drain(drain) for peer in peers))
             await self._listener.close(Close.GOING_AWAY, "shutting down", linger=LINGER_S)
@@ -228,21 +250,27 @@ class RpcServer:
             connection, config.limits, config.routes, session, self._assembling, config.now_ns
         )
         session._live_peer = peer
+        challenge = None if config.authenticator is None else new_challenge()
         if self._shutdown is not None:
             peer.close(Close.GOING_AWAY, "shutting down")
             return peer
-        peer.greet()
-        task = asyncio.get_running_loop().create_task(self._serve(session, peer))
+        peer.greet(challenge=challenge)
+        task = asyncio.get_running_loop().create_task(self._serve(session, peer, challenge))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return peer
 
-    async def _serve(self, session: Session, peer: Peer) -> None:
+    async def _serve(self, session: Session, peer: Peer, challenge: bytes | None) -> None:
         """One session from HELLO to the end."""
         try:
             await peer.wait_greeted()
         except ConnectionClosed:
             return
+        authenticator = self._config.authenticator
+        if authenticator is not None and challenge is not None:
+            own = "" if self._identity is None else self._identity.fingerprint
+            if not await admit(peer, session, authenticator, own, challenge):
+                return
         hooks = self._config.hooks
         sessions = self._context._sessions
         sessions[session.id] = session

@@ -1,5 +1,5 @@
-"""Floor 5: plugins for servers and clients, files, and what needs an extra (``echostream[opus]``,
-``echostream[audio]``). Nothing below imports it; each name is loaded when it is first used."""
+"""Floor 5: ready-made parts on top of the public API; some need an extra, and say so. Each name is
+loaded when it is first used."""
 
 from __future__ import annotations
 

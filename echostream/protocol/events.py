@@ -33,6 +33,7 @@ __all__ = [
     "StreamEnded",
     "StreamFlushed",
     "StreamOpened",
+    "WelcomeReceived",
 ]
 
 
@@ -208,6 +209,10 @@ class ClockReceived(NamedTuple):
     frame: bytes
 
 
+class WelcomeReceived(NamedTuple):
+    """The server knows who we are, and takes us."""
+
+
 class GoAwayReceived(NamedTuple):
     """The peer serves no call above ``last_call_id`` and closes after ``drain_us``."""
 
@@ -244,5 +249,6 @@ ProtocolEvent: TypeAlias = (
     | MediaReceived
     | ClockReceived
     | GoAwayReceived
+    | WelcomeReceived
     | ProtocolViolation
 )

@@ -7,6 +7,9 @@ Calls, events and streams are numbered here; who waits for them is the floor abo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from echostream.codes import Close, Reset, Status
 from echostream.errors import ResourceExhausted
 from echostream.protocol import events as ev
@@ -48,14 +51,20 @@ class ProtocolSession:
         self.last_peer_call = -1
         self.flows: dict[int, Flow] = {}
 
-    def greet(self) -> None:
-        """Send our HELLO."""
-        hello = Hello(limits=self.limits).encode()
+    def greet(
+        self, *, auth: Mapping[str, Any] | None = None, challenge: bytes | None = None
+    ) -> None:
+        """Send our HELLO, a client's with what proves who it is, a server's with what to sign."""
+        hello = Hello(limits=self.limits, auth=auth, challenge=challenge).encode()
         self.outbox.open_control(encode_frame(frames.HELLO, 1, hello))
 
     def flush(self, now: float) -> None:
         """Write what may leave now (seconds, the clock of deadlines given to this session)."""
         self.outbox.flush(now)
+
+    def welcome(self) -> None:
+        """Tell the client that it is taken."""
+        self.outbox.control(encode_frame(frames.WELCOME, 1, b""))
 
     # Calls.
 

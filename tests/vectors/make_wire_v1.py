@@ -101,6 +101,7 @@ def frames() -> list[dict[str, Any]]:
     general("GOAWAY", FrameType.GOAWAY, 8, b"bye", number=3, time_us=5_000_000)
     general("CREDIT", FrameType.CREDIT, 4, number=64)
     general("RESUME", FrameType.RESUME, 1_000_000)
+    general("WELCOME", FrameType.WELCOME, 1)
     general("REQUEST, smallest", FrameType.REQUEST, 0, b"\xc0", END, "f")
     general(
         "REQUEST, every field",
