@@ -213,7 +213,7 @@ class RpcClient(Caller):
         except TimeoutError:
             host, port = config.address
             raise ConnectionClosed(
-                f"{host!r} port {port} answered, but did not say HELLO within "
+                f"{host!r} port {port} answered, but did not say HELLO and take this client within "
                 f"{config.timeout:g} s: is it an EchoStream server?",
                 code=Close.TIMEOUT,
             ) from None

@@ -178,6 +178,7 @@ class AdaptiveFeed(PlayoutFeed):
 class SyncFeed(PlayoutFeed):
     """Of a playout that keeps to the sender's times."""
 
+    lead_s = SYNC_LEAD_S
     playout: SyncPlayout
     decoder: Decoder | None = None
     """Of a stream that is encoded."""
@@ -195,8 +196,7 @@ class SyncFeed(PlayoutFeed):
         super().end()
 
     def _lead(self, event: MediaReceived, now: float) -> float:
-        assert event.capture_ts is not None
-        return self.playout.ahead_ns(event.capture_ts) / 1e9
+        return 0.0 if event.capture_ts is None else self.playout.ahead_ns(event.capture_ts) / 1e9
 
     def _push(self, event: MediaReceived, arrival: float) -> None:
         if event.capture_ts is None:

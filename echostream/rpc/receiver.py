@@ -58,7 +58,8 @@ class ReceiverStatistics:
     (realtime; known from sequence numbers, and exactly when the sender has ended): what was sent is
     ``packets`` and ``lost``. ``duplicates``: came again. ``overdue``: ``recv_aligned`` handed them
     out after the time at which they were to be heard. ``undecodable``: are no packets of the
-    stream's codec, and were passed over like lost ones.
+    stream's codec, and were passed over like lost ones. ``playout`` or, with its profile "sync",
+    ``sync``: what the playout counts.
     """
 
     packets: int
@@ -69,9 +70,10 @@ class ReceiverStatistics:
     dropped: int
     stale: int
     queued: int
-    playout: PlayoutStatistics | SyncStatistics | None = None
+    playout: PlayoutStatistics | None = None
     overdue: int = 0
     undecodable: int = 0
+    sync: SyncStatistics | None = None
 
 
 class StreamReceiver:
@@ -330,11 +332,12 @@ class StreamReceiver:
         """A snapshot of the counters."""
         lost = 0
         feed = self._feed
-        playing = feed.playout.statistics() if feed else None
+        seen = feed.playout.statistics() if feed else None
+        playing, sync = (None, seen) if isinstance(seen, SyncStatistics) else (seen, None)
         undecodable = self._undecodable
         if feed is not None:
             undecodable += feed.undecodable
-        if isinstance(playing, PlayoutStatistics) and playing.codec is not None:
+        if playing is not None and playing.codec is not None:
             undecodable += playing.codec.undecodable
         if self.realtime:
             expected = self._expected_before + self._highest + 1
@@ -351,6 +354,7 @@ class StreamReceiver:
             playing,
             0 if self._timeline is None else self._timeline.overdue,
             undecodable,
+            sync,
         )
 
     def close(self, code: int = Reset.CANCELLED) -> None:
