@@ -68,6 +68,7 @@ class RpcClient(Caller):
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
         self._context = ClientContext(config.values)
+        self._outgoing = self._context._outgoing = config.outgoing
         self._lifetime: asyncio.Task[None] | None = None
         self._deadline = 0.0
         self._server_key = ""

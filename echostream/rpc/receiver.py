@@ -16,6 +16,7 @@ from echostream.errors import (
     EchoStreamError,
     InvalidPayload,
     ProtocolError,
+    ResourceExhausted,
     StreamReset,
 )
 from echostream.media.codec import PCM
@@ -183,6 +184,22 @@ class StreamReceiver:
         return AudioFrame(
             samples, self.format, event.timestamp, event.capture_ts, event.sequence_number
         )
+
+    async def read_all(self, limit: int = 64 * 1024 * 1024) -> bytes:
+        """All that is left of a stream of bytes, to its clean end. Raises ``ResourceExhausted``,
+        and stops the stream, above ``limit`` bytes; else as :meth:`recv`."""
+        if self.format is not None:
+            raise ConfigurationError(f"stream {self.name!r} carries audio, not bytes")
+        parts: list[bytes] = []
+        size = 0
+        while (item := await self.recv()) is not None:
+            assert isinstance(item, bytes)
+            size += len(item)
+            if size > limit:
+                self.close(Reset.TOO_LARGE)
+                raise ResourceExhausted(f"stream {self.name!r} has more than limit={limit} bytes")
+            parts.append(item)
+        return b"".join(parts)
 
     @overload
     def playout(
