@@ -13,6 +13,7 @@ from echostream.plugin.base import ClientPlugin, ServerPlugin
 from echostream.protocol.hello import Limits
 from echostream.rpc.context import ClientContext
 from echostream.rpc.dispatch import Routes
+from echostream.rpc.link import Reconnect
 from echostream.rpc.registry import Kind, Registry
 from echostream.rpc.session import Session
 from echostream.transport.addresses import parse_address
@@ -45,6 +46,7 @@ class ServerConfig:
 
     address: tuple[str, int]
     identity: Identity | None
+    resume: Callable[[Session], Coroutine[Any, Any, int]] | None
     values: dict[str, Any]
     routes: Routes
     hooks: Hooks
@@ -62,6 +64,7 @@ class ClientConfig:
     trust: Trust
     server_name: str | None
     timeout: float
+    reconnect: Reconnect | None
     values: dict[str, Any]
     routes: Routes
     hooks: Hooks
@@ -199,6 +202,7 @@ class ServerBuilder(_Builder):
         super().__init__()
         self._address: tuple[str, int] | None = None
         self._identity: Identity | None = None
+        self._resume: Callable[[Session], Coroutine[Any, Any, int]] | None = None
 
     def bind(self, address: str | tuple[str, int]) -> Self:
         """Where to listen: ``"0.0.0.0:5000"``, ``"[::]:5000"``, ``":0"`` (any free port), or a
@@ -220,6 +224,16 @@ class ServerBuilder(_Builder):
         """Who the server is, from a certificate chain and a key in PEM files."""
         return self.identity(Identity.from_pem(certificate, private_key))
 
+    def on_resume(self, function: Callable[[Session], Coroutine[Any, Any, int]]) -> Self:
+        """Run for a client that reconnects and that this server does not know, because it was
+        started anew: the number of the client's last event (``current_call().event_number``, by
+        ``session.resume_id``) that an earlier one has handled, 0 for none. What it returns will
+        not be delivered again."""
+        if not inspect.iscoroutinefunction(function):
+            raise ConfigurationError(".on_resume() wants a function made with `async def`")
+        self._resume = function
+        return self
+
     def on_start(self, function: Hook) -> Self:
         """Run with the ``ServerContext`` before the server listens; an error fails the start."""
         return self._hook("start", function)
@@ -239,7 +253,12 @@ class ServerBuilder(_Builder):
         if self._address is None:
             raise ConfigurationError("the server has no address: add .bind('0.0.0.0:5000')")
         return RpcServer(
-            ServerConfig(address=self._address, identity=self._identity, **self._common())
+            ServerConfig(
+                address=self._address,
+                identity=self._identity,
+                resume=self._resume,
+                **self._common(),
+            )
         )
 
 
@@ -255,6 +274,7 @@ class ClientBuilder(_Builder):
         self._trust: dict[str, Any] = {}
         self._server_name: str | None = None
         self._timeout = 10.0
+        self._reconnect: Reconnect | None = None
 
     def connect(
         self,
@@ -291,6 +311,34 @@ class ClientBuilder(_Builder):
         self._trust |= trust
         return self
 
+    def reconnect(
+        self,
+        *,
+        attempts: int | None = None,
+        first_backoff: float = 0.1,
+        max_backoff: float = 5.0,
+        keepalive: float = 5.0,
+    ) -> Self:
+        """Come back after every loss of the connection; the client object stays the same.
+
+        A call that waits goes on with the next connection; one whose fate is unknown ends with
+        ``Unavailable``, an idempotent one is made again. Reliable events are kept, and delivered
+        once and in order. ``on_connect`` and ``on_disconnect`` run for each connection:
+        subscribe and open streams there.
+
+        ``attempts``: failures in a row after which it gives up, ``None`` never. ``first_backoff``,
+        ``max_backoff``: seconds between attempts, doubled each time, of which a random part is
+        waited. ``keepalive``: after so many seconds of silence the server is asked for a sign of
+        life, after three times as many the connection is given up.
+        """
+        self._reconnect = Reconnect(
+            attempts=attempts,
+            first_backoff=first_backoff,
+            max_backoff=max_backoff,
+            keepalive=keepalive,
+        )
+        return self
+
     def plugin(self, plugin: ClientPlugin) -> Self:
         """Install a plugin."""
         return self._install(plugin, ClientPlugin)
@@ -301,12 +349,16 @@ class ClientBuilder(_Builder):
 
         if self._address is None:
             raise ConfigurationError("the client has no server: add .connect('127.0.0.1:5000')")
+        if self._reconnect is not None:
+            every = self._reconnect.keepalive
+            self._quic = {"keep_alive": every, "idle_timeout": 3 * every} | self._quic
         return Connecting(
             ClientConfig(
                 address=self._address,
                 trust=Trust(**self._trust),
                 server_name=self._server_name,
                 timeout=self._timeout,
+                reconnect=self._reconnect,
                 **self._common(),
             )
         )

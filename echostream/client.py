@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Generator
+from collections.abc import AsyncIterator, Generator
+from dataclasses import replace
 from typing import Any, Self
 
 from echostream.builder import ClientBuilder, ClientConfig
@@ -13,6 +14,7 @@ from echostream.errors import ConfigurationError, ConnectionClosed, IdentityErro
 from echostream.rpc.caller import Caller
 from echostream.rpc.context import ClientContext
 from echostream.rpc.hooks import run_hooks, run_hooks_while_open
+from echostream.rpc.link import SETTLED_S, Backoff, Link, LinkStatistics, Reconnect, is_final
 from echostream.rpc.peer import Peer
 from echostream.rpc.session import SessionStatistics, peer_statistics
 from echostream.transport.addresses import resolve
@@ -29,7 +31,12 @@ CRYPTO_ERROR = 0x100
 
 
 class Connecting:
-    """A client that is not connected yet: await it, or use it with ``async with``."""
+    """A client that is not connected yet: await it, or use it with ``async with``.
+
+    ``async for client in connecting`` yields a client that is connected, and another one whenever
+    the body goes on (``continue``, or its end) because that connection is over. It does not end by
+    itself, unless the server refuses this client; leave it with ``break``.
+    """
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
@@ -46,12 +53,41 @@ class Connecting:
         if self._client is not None:
             await self._client.close()
 
+    async def __aiter__(self) -> AsyncIterator[RpcClient]:
+        if self._client is not None:
+            raise ConfigurationError("this client was connected already: build another one")
+        config = replace(self._config, reconnect=None)
+        backoff = Backoff(self._config.reconnect or Reconnect())
+        loop = asyncio.get_running_loop()
+        while True:
+            self._client = client = self._make(config)
+            try:
+                await client._open()
+            except (ConnectionClosed, OSError) as error:
+                wait = None if is_final(error) else backoff.next()
+                if wait is None:
+                    raise
+                await asyncio.sleep(wait)
+                continue
+            since = loop.time()
+            try:
+                yield client
+            finally:
+                await client.close()
+            if loop.time() - since >= SETTLED_S:
+                backoff.reset()
+            else:
+                await asyncio.sleep(backoff.ceiling)
+
     async def _connect(self) -> RpcClient:
         if self._client is not None:
             raise ConfigurationError("this client was connected already: build another one")
-        self._client = client = RpcClient(self._config)
+        self._client = client = self._make(self._config)
         await client._open()
         return client
+
+    def _make(self, config: ClientConfig) -> RpcClient:
+        return RpcClient(config)
 
 
 class RpcClient(Caller):
@@ -60,8 +96,10 @@ class RpcClient(Caller):
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
         self._context = ClientContext(config.values)
-        self._lifetime: asyncio.Task[None] | None = None
+        self._lifetimes: dict[asyncio.Task[None], Peer] = {}
         self._deadline = 0.0
+        if config.reconnect is not None:
+            self._link = self._context._link = Link(config.reconnect, self._establish)
 
     def __repr__(self) -> str:
         return f"<RpcClient {self._config.address[0]}:{self._config.address[1]}>"
@@ -83,9 +121,11 @@ class RpcClient(Caller):
         *,
         timeout: float = 10.0,
         server_name: str | None = None,
+        reconnect: bool = False,
         **trust: Any,
     ) -> Connecting:
-        """Connect to a server: ``await`` the result, or ``async with`` it.
+        """Connect to a server: ``await`` the result, or ``async with`` it. ``reconnect``: come back
+        after every loss of the connection, as ``ClientBuilder.reconnect`` describes.
 
         ``trust``: ``fingerprint=``, ``ca=``, ``known_hosts=`` or ``insecure=True``. Without any,
         the server's key is checked against the known hosts, a public name against the system's
@@ -95,6 +135,8 @@ class RpcClient(Caller):
         tried), ``IdentityError`` when the server is not who it should be.
         """
         builder = ClientBuilder().connect(address, timeout=timeout, server_name=server_name)
+        if reconnect:
+            builder.reconnect()
         return builder.trust(**trust).build()
 
     @property
@@ -111,22 +153,57 @@ class RpcClient(Caller):
         """A snapshot of the connection's counters."""
         return peer_statistics(self._peer)
 
+    @property
+    def connected(self) -> bool:
+        """Whether a call would leave now."""
+        if self._link is not None:
+            return self._link.peer is not None
+        return self._live_peer is not None and self._live_peer.ended is None
+
+    async def wait_connected(self) -> None:
+        """Wait until a call would leave at once. Raises why no connection will come."""
+        if self._link is not None:
+            await self._link.wait_peer()
+        else:
+            self._peer.check_open()
+
+    def link_statistics(self) -> LinkStatistics:
+        """How often the connection was made and lost. Only with ``reconnect``."""
+        if self._link is None:
+            raise ConfigurationError("this client does not reconnect: build it with .reconnect()")
+        return self._link.statistics()
+
     async def close(self) -> None:
         """Let queued data leave (1 s at most), then close. Idempotent."""
+        if self._link is not None:
+            await self._link.close()
         peer = self._live_peer
         if peer is None:
             return
         if peer.ended is None:
             await peer.drain(1.0, "the client closes")
+        for peer in self._lifetimes.values():
             peer.close(Close.OK)
-        if self._lifetime is not None and self._lifetime is not asyncio.current_task():
-            await asyncio.shield(self._lifetime)
+        others = [task for task in self._lifetimes if task is not asyncio.current_task()]
+        if others:
+            await asyncio.shield(asyncio.gather(*others))
 
     async def wait_closed(self) -> None:
-        """Wait until the connection has ended, from either side."""
-        await self._peer.wait_closed()
+        """Wait until the connection has ended, from either side; with ``reconnect``, until no other
+        will be made."""
+        if self._link is not None:
+            await self._link.wait_ended()
+        else:
+            await self._peer.wait_closed()
 
     async def _open(self) -> None:
+        if self._link is not None:
+            await self._link.open(self._config.timeout)
+        else:
+            await self._establish(0)
+
+    async def _establish(self, failures: int) -> Peer:
+        """One connection, from its first packet until the ``on_connect`` hooks are through."""
         config = self._config
         loop = asyncio.get_running_loop()
         self._deadline = loop.time() + config.timeout
@@ -142,14 +219,19 @@ class RpcClient(Caller):
                 code=Close.TIMEOUT,
             ) from None
         self._live_peer = self._context._live_peer = peer
-        self._lifetime = loop.create_task(self._live(peer))
+        lifetime = loop.create_task(self._live(peer))
+        self._lifetimes[lifetime] = peer
+        lifetime.add_done_callback(self._lifetimes.pop)
+        if self._link is not None:
+            self._link.opening(peer)
         try:
             await run_hooks_while_open(config.hooks.connect, self._context, peer)
         except BaseException:
             peer.close(Close.OK, "the client's on_connect failed")
-            await asyncio.shield(self._lifetime)
+            await asyncio.shield(lifetime)
             raise
         peer.dispatcher.start()
+        return peer
 
     async def _live(self, peer: Peer) -> None:
         await peer.wait_closed()
@@ -183,6 +265,8 @@ class RpcClient(Caller):
         config = self._config
         peer = Peer(connection, config.limits, config.routes, self._context, None, config.now_ns)
         connection.attach(peer)
+        if self._link is not None:
+            peer.events.take_along(self._link.resumption)
         peer.greet()
         try:
             await peer.wait_greeted()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from echostream.builder import ServerBuilder, ServerConfig
 from echostream.codes import Close
 from echostream.errors import ConfigurationError, ConnectionClosed
 from echostream.protocol.assembly import Account
 from echostream.rpc.context import ServerContext
+from echostream.rpc.event_session import EventSessions
 from echostream.rpc.hooks import run_hooks, run_hooks_until_error, run_hooks_while_open
 from echostream.rpc.peer import Peer
 from echostream.rpc.session import Session, peer_statistics
@@ -78,6 +80,7 @@ class RpcServer:
         self._identity: Identity | None = None
         self._acceptor: QuicAcceptor | None = None
         self._assembling = Account(config.limits.assembly_total)
+        self._event_sessions = EventSessions()
 
     @staticmethod
     def builder() -> ServerBuilder:
@@ -225,14 +228,35 @@ class RpcServer:
             connection, config.limits, config.routes, session, self._assembling, config.now_ns
         )
         session._live_peer = peer
+        peer.events.on_offer = lambda: self._own(self._resume(session, peer))
         if self._shutdown is not None:
             peer.close(Close.GOING_AWAY, "shutting down")
             return peer
         peer.greet()
-        task = asyncio.get_running_loop().create_task(self._serve(session, peer))
+        self._own(self._serve(session, peer))
+        return peer
+
+    def _own(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return peer
+
+    async def _resume(self, session: Session, peer: Peer) -> None:
+        """The client goes on with its event session."""
+        claimed = await self._event_sessions.claim(peer)
+        if claimed is None:
+            return
+        resumption, fresh = claimed
+        upto = 0
+        resume = self._config.resume
+        if fresh and resume is not None:
+            try:
+                upto = await resume(session)
+            except Exception:
+                logger.exception("on_resume failed for %s, which is refused", peer.peer_addr)
+                peer.close(Close.INTERNAL_ERROR, "the server could not resume the session")
+                return
+        peer.events.answer(resumption, fresh=fresh, upto=upto)
 
     async def _serve(self, session: Session, peer: Peer) -> None:
         """One session from HELLO to the end."""
@@ -257,4 +281,7 @@ class RpcServer:
             await peer.dispatcher.wait_stopped()
         finally:
             sessions.pop(session.id, None)
+            ended = peer.ended
+            left = ended is not None and ended.by_peer and ended.code == Close.OK
+            self._event_sessions.release(peer, keep=not left)
             await run_hooks("on_disconnect", hooks.disconnect, session)

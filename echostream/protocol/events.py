@@ -15,6 +15,7 @@ __all__ = [
     "ClockReceived",
     "ErrorReceived",
     "EventReceived",
+    "EventSkipped",
     "GoAwayReceived",
     "HelloReceived",
     "MediaReceived",
@@ -22,6 +23,7 @@ __all__ = [
     "ProtocolViolation",
     "RequestReceived",
     "ResponseReceived",
+    "ResumeReceived",
     "StreamAborted",
     "StreamAccepted",
     "StreamEnded",
@@ -57,13 +59,15 @@ class ResponseReceived(NamedTuple):
 
 
 class ErrorReceived(NamedTuple):
-    """A call of ours, or with ``stream`` a media stream, was answered with a status."""
+    """A call of ours, or with ``stream`` a media stream, was answered with a status. ``unserved``:
+    the call was not run."""
 
     id: int
     status: int
     message: str
     details: bytes
     stream: bool
+    unserved: bool = False
 
 
 class CallCancelled(NamedTuple):
@@ -81,6 +85,22 @@ class EventReceived(NamedTuple):
     payload: bytes
     metadata: bytes | None
     stream_id: int
+
+
+class EventSkipped(NamedTuple):
+    """An event will not be delivered: it was too large, or too old."""
+
+    number: int
+
+
+class ResumeReceived(NamedTuple):
+    """The peer has handled our events up to ``upto`` and in ``ranges``. With ``first`` above 0 it
+    begins to send its own from that number; ``fresh``: it knows nothing of earlier connections."""
+
+    upto: int
+    ranges: list[int]
+    first: int
+    fresh: bool
 
 
 class StreamOpened(NamedTuple):
@@ -149,9 +169,9 @@ class ClockReceived(NamedTuple):
 
 
 class GoAwayReceived(NamedTuple):
-    """The peer serves no call above ``last_call_id`` and closes after ``drain_us``."""
+    """The peer serves no call from ``first_unserved`` on, and closes after ``drain_us``."""
 
-    last_call_id: int
+    first_unserved: int
     reason: int
     drain_us: int
     message: str
@@ -170,6 +190,8 @@ ProtocolEvent: TypeAlias = (
     | ErrorReceived
     | CallCancelled
     | EventReceived
+    | EventSkipped
+    | ResumeReceived
     | StreamOpened
     | StreamAccepted
     | StreamEnded

@@ -9,12 +9,13 @@ Before the peer's HELLO only its control stream is read.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from echostream.codes import Reset, Status
-from echostream.errors import ProtocolError
+from echostream.errors import InvalidPayload, ProtocolError
 from echostream.protocol import events as ev
 from echostream.protocol import frames
+from echostream.protocol import payload as payloads
 from echostream.protocol.assembly import Account, Progress
 from echostream.protocol.carrier import Carrier
 from echostream.protocol.frames import FrameParser
@@ -80,6 +81,7 @@ class Inbox:
         self._account = Account(limits.assembly, total)
         self._unfinished: dict[int, _Incoming] = {}
         self._order = EventOrder()
+        self._deferred: list[tuple[ev.EventReceived, int, bool]] | None = None
         self._greeted = False
         self._failed = False
         self.frames = 0
@@ -91,6 +93,7 @@ class Inbox:
         self._on: dict[int, Callable[[FrameParser, _Incoming], ev.ProtocolEvent | None]] = {
             frames.HELLO: self._on_hello,
             frames.GOAWAY: self._on_goaway,
+            frames.RESUME: self._on_resume,
             frames.REQUEST: self._on_request,
             frames.RESPONSE: self._on_response,
             frames.ERROR: self._on_error,
@@ -125,6 +128,26 @@ class Inbox:
         """The connection ended: give back what was counted for it."""
         self._unfinished.clear()
         self._account.close()
+
+    def defer_events(self) -> None:
+        """Where the peer's numbers begin will be known from its RESUME: until then, the first event
+        of each stream waits, and what follows it."""
+        if self._deferred is None:
+            self._deferred = []
+
+    def begin_events(self, upto: int, beyond: Iterable[int]) -> None:
+        """The peer's events are those after ``upto``, but for what is in ``beyond``; the caller
+        then polls :meth:`next_event`."""
+        self._order = EventOrder(upto, beyond)
+        deferred, self._deferred = self._deferred or [], None
+        for event, predecessor, stale in deferred:
+            if stale:
+                self._skip(event.number)
+            elif (ready := self._order.accept(event, predecessor)) is not None:
+                self._events.extend(ready)
+            else:
+                self.repeated_events += 1
+            self.resume(event.stream_id)
 
     def receive_stream(self, stream_id: int, data: bytes, fin: bool) -> None:
         """In-order bytes of a QUIC stream."""
@@ -249,7 +272,7 @@ class Inbox:
                         return event
                 if self._events:
                     return self._events.popleft()
-        except (ValueError, ProtocolError) as exc:
+        except (ValueError, InvalidPayload, ProtocolError) as exc:
             self._fail(f"stream {incoming.stream_id}: {exc}")
             return None
         self._ready.popleft()
@@ -334,6 +357,8 @@ class Inbox:
             raise ProtocolError("HELLO must be the first frame on the control stream, once")
         event = ev.HelloReceived(Hello.decode(p.payload))
         self._greeted = True
+        if event.hello.session is not None:
+            self.defer_events()
         for other in self._incoming.values():
             if other.paused:
                 self.resume(other.stream_id)
@@ -371,7 +396,8 @@ class Inbox:
     def _on_error(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         status = p.number if p.number > 0 else Status.UNKNOWN
         stream = bool(p.flags & frames.MARK)
-        return ev.ErrorReceived(p.id, status, p.name or "", p.payload_bytes(), stream)
+        unserved = p.time_us >= 0 and not stream
+        return ev.ErrorReceived(p.id, status, p.name or "", p.payload_bytes(), stream, unserved)
 
     def _on_cancel(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         return ev.CallCancelled(p.id)
@@ -380,6 +406,13 @@ class Inbox:
         if not p.name or not p.id:
             raise ProtocolError("EVENT without a name or number on a stream")
         event = ev.EventReceived(p.id, p.name, p.payload_bytes(), p.metadata, incoming.stream_id)
+        if self._deferred is not None:
+            self._deferred.append((event, p.number, p.time_us == 0))
+            incoming.paused = True
+            return None
+        if p.time_us == 0:
+            self._skip(p.id)
+            return None
         ready = self._order.accept(event, p.number)
         if ready is None:
             self.repeated_events += 1
@@ -388,6 +421,20 @@ class Inbox:
             return ready[0]
         self._events.extend(ready)
         return None  # the caller looks into _events
+
+    def _skip(self, number: int) -> None:
+        self._events.append(ev.EventSkipped(number))
+        self._events.extend(self._order.skip(number))
+
+    def _on_resume(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        if incoming.stream_id != self._control_id:
+            raise ProtocolError("RESUME outside the control stream")
+        ranges: list[int] = []
+        if p.payload:
+            ranges = payloads.decode(p.payload)
+            if not isinstance(ranges, list) or not all(type(n) is int and n > 0 for n in ranges):
+                raise ProtocolError("RESUME carries a list of event numbers")
+        return ev.ResumeReceived(p.id, ranges, max(p.number, 0), bool(p.flags & frames.MARK))
 
     def _on_stream_open(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         if p.id & 1 != self._peer_parity:
@@ -461,7 +508,9 @@ class Inbox:
                 )
             )
         elif p.type == frames.EVENT:
-            self._events.extend(self._order.skip(p.id))
+            if self._deferred is not None:
+                raise ProtocolError("an event above the limit message_size before RESUME")
+            self._skip(p.id)
         elif p.type == frames.MEDIA and p.id == incoming.alias:
             self.stop(p.id, Reset.TOO_LARGE)
             self._events.append(

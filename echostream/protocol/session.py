@@ -10,6 +10,7 @@ from __future__ import annotations
 from echostream.codes import Close, Reset, Status
 from echostream.errors import ResourceExhausted
 from echostream.protocol import frames
+from echostream.protocol import payload as payloads
 from echostream.protocol.assembly import Account
 from echostream.protocol.carrier import Carrier
 from echostream.protocol.frames import encode_frame
@@ -42,9 +43,9 @@ class ProtocolSession:
         self._next_alias = 0 if carrier.is_client else 1
         self.last_peer_call = -1
 
-    def greet(self) -> None:
-        """Send our HELLO."""
-        hello = Hello(limits=self.limits).encode()
+    def greet(self, session: bytes | None = None) -> None:
+        """Send our HELLO; ``session`` is the event session that goes on."""
+        hello = Hello(limits=self.limits, session=session).encode()
         self.outbox.open_control(encode_frame(frames.HELLO, 1, hello))
 
     def flush(self, now: float) -> None:
@@ -91,14 +92,24 @@ class ProtocolSession:
         self.outbox.call(encode_frame(frames.RESPONSE, call_id, payload, frames.END), priority)
 
     def fail_call(
-        self, call_id: int, status: Status | int, message: str, details: bytes = b""
+        self,
+        call_id: int,
+        status: Status | int,
+        message: str,
+        details: bytes = b"",
+        *,
+        unserved: bool = False,
     ) -> None:
-        """Answer a call with a status. Details above the peer's ``message_size`` are left out."""
+        """Answer a call with a status. Details above the peer's ``message_size`` are left out.
+        ``unserved``: it was not run, and may be made again at once, elsewhere."""
         if len(details) > self.peer.limits.message_size:
             details = b""
         text = clip(message) or None
+        retry_us = 0 if unserved else -1
         self.outbox.call(
-            encode_frame(frames.ERROR, call_id, details, frames.END, text, None, -1, int(status))
+            encode_frame(
+                frames.ERROR, call_id, details, frames.END, text, None, retry_us, int(status)
+            )
         )
 
     def refuse_media(self, alias: int, status: Status | int, message: str) -> None:
@@ -200,7 +211,7 @@ class ProtocolSession:
         self.outbox.control(
             encode_frame(
                 frames.GOAWAY,
-                max(self.last_peer_call, 0),
+                self.last_peer_call + 1,
                 clip(message).encode(),
                 0,
                 None,
@@ -208,6 +219,14 @@ class ProtocolSession:
                 max(int(drain_s * 1e6), 0),
                 Close.GOING_AWAY,
             )
+        )
+
+    def resume(self, upto: int, ranges: list[int], first: int = -1, *, fresh: bool = False) -> None:
+        """Acknowledge events; with ``first`` say that ours come from that number on."""
+        payload = payloads.encode(ranges) if ranges else b""
+        flags = frames.MARK if fresh else 0
+        self.outbox.control(
+            encode_frame(frames.RESUME, upto, payload, flags, None, None, -1, first)
         )
 
     def check_size(self, payload: bytes, what: str) -> None:

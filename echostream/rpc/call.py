@@ -18,9 +18,10 @@ _NO_METADATA: Metadata = {}
 
 class Call:
     """The call that the current task serves. ``deadline`` is a time of the connection's clock,
-    which is ``time.monotonic()`` but on virtual time; ``None`` without one."""
+    which is ``time.monotonic()`` but on virtual time; ``None`` without one. ``event_number``: for a
+    listener, the event's number in its event session, the same when it is sent again; else 0."""
 
-    __slots__ = ("_clock", "deadline", "metadata", "method")
+    __slots__ = ("_clock", "deadline", "event_number", "metadata", "method")
 
     def __init__(
         self,
@@ -28,11 +29,13 @@ class Call:
         metadata: Metadata = _NO_METADATA,
         deadline: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        event_number: int = 0,
     ) -> None:
         self.method = method
         self.metadata = metadata
         self.deadline = deadline
         self._clock = clock
+        self.event_number = event_number
 
     @property
     def time_remaining(self) -> float | None:

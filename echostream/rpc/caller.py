@@ -20,6 +20,7 @@ from echostream.rpc.scheduled import add_at
 if TYPE_CHECKING:
     from echostream.media.clock import ClockSync
     from echostream.media.frame import AudioFormat
+    from echostream.rpc.link import Link
     from echostream.rpc.peer import Peer
     from echostream.rpc.sender import StreamBuilder
 
@@ -37,6 +38,7 @@ class Caller:
     """
 
     _live_peer: Peer | None = None
+    _link: Link | None = None
 
     @property
     def _peer(self) -> Peer:
@@ -119,6 +121,18 @@ class Caller:
         when the connection ends first, ``InvalidPayload`` for a value that msgpack cannot carry
         or a result that is not a ``returns``, ``ResourceExhausted`` for a payload above a limit.
         """
+        if self._link is not None:
+            return await self._link.request(
+                method,
+                payload,
+                returns=returns,
+                timeout=timeout,
+                metadata=metadata,
+                priority=priority,
+                max_age=max_age,
+                idempotent=idempotent,
+                at=at,
+            )
         peer = self._live_peer or self._peer
         check_name(method, "request")
         if at is not None:
@@ -179,6 +193,17 @@ class Caller:
 
         Raises ``ConnectionClosed``, ``InvalidPayload`` or ``ResourceExhausted`` as ``request``.
         """
+        if self._link is not None:
+            await self._link.emit(
+                event,
+                payload,
+                metadata=metadata,
+                priority=priority,
+                max_age=max_age,
+                delivery=delivery,
+                at=at,
+            )
+            return
         peer = self._live_peer or self._peer
         check_name(event, "emit")
         if at is not None:

@@ -91,6 +91,7 @@ class Dispatcher:
         self._unhandled_bytes = 0
         self._paused: set[int] = set()
         self._refusal = ""
+        self._refused_from = 0
         self._idle_waiters: list[asyncio.Future[None]] = []
         self.unclaimed_packets = 0
         self.unclaimed_events = 0
@@ -127,8 +128,10 @@ class Dispatcher:
         self._start_waiting()
 
     def refuse_calls(self, message: str) -> None:
-        """From now on new calls and streams are answered with ``UNAVAILABLE``."""
+        """From now on new calls and streams are answered with ``UNAVAILABLE``. A call that was made
+        before the latest one that came is not new: it only took another lane."""
         self._refusal = message
+        self._refused_from = self._peer.protocol.last_peer_call + 1
 
     async def wait_idle(self) -> None:
         """Wait until no call and no listener runs or waits to run."""
@@ -150,10 +153,20 @@ class Dispatcher:
         self._timers.clear()
         for call_id in list(self._calls):
             self._stop(call_id)
-        self._grace_s = LISTENER_GRACE_S if orderly and self._queues else STOP_S
-        if not orderly:
+        kept = self._peer.events.kept
+        self._grace_s = LISTENER_GRACE_S if (orderly or kept) and self._queues else STOP_S
+        if kept and not orderly:
+            self._keep_running_listeners()
+        elif not orderly:
             self._cancel_listeners()
         self._task_done()
+
+    def _keep_running_listeners(self) -> None:
+        """They end what they do; the events behind it come again with the next connection."""
+        for queue in self._queues.values():
+            queue.clear()
+        if not self._ready:
+            self._queues.clear()
 
     def _cancel_listeners(self) -> None:
         self._queues.clear()
@@ -189,8 +202,8 @@ class Dispatcher:
         if call_id in self._early_cancels:
             del self._early_cancels[call_id]
             peer.refuse(call_id, Status.CANCELLED, CANCELLED)
-        elif self._refusal:
-            peer.refuse(call_id, Status.UNAVAILABLE, self._refusal)
+        elif self._refusal and call_id >= self._refused_from:
+            peer.refuse(call_id, Status.UNAVAILABLE, self._refusal, unserved=True)
         elif call_id in self._calls or call_id in self._waiting:
             peer.close(Close.PROTOCOL_ERROR, f"call id {call_id} is in use")
         elif self._ready and len(self._calls) < self._max_calls and not self._waiting:
@@ -358,6 +371,7 @@ class Dispatcher:
         route = self._routes.listeners.get(event.name)
         if route is None:
             self.unclaimed_events += 1
+            self._peer.events.handled(event.number)
             return
         if self._unhandled >= MAX_UNHANDLED_EVENTS or self._unhandled_bytes >= MAX_UNHANDLED_BYTES:
             if event.stream_id < 0:
@@ -371,6 +385,7 @@ class Dispatcher:
             logger.warning(
                 "event %r from %s dropped: %s", event.name, self._peer.peer_addr, exc.message
             )
+            self._peer.events.handled(event.number)
             return
         self._unhandled += 1
         self._unhandled_bytes += len(event.payload)
@@ -398,7 +413,7 @@ class Dispatcher:
             argument, event = queue.popleft()
             try:
                 metadata, at = take_at(decode_metadata(event.metadata))
-                _current.set(Call(route.name, metadata, None, clock))
+                _current.set(Call(route.name, metadata, None, clock, event.number))
                 if at is not None and not await self._is_time(route.name, at):
                     continue
                 await route.call(self._context, argument)
@@ -412,6 +427,7 @@ class Dispatcher:
             finally:
                 self.events_handled += 1
                 self._event_handled(len(event.payload))
+                self._peer.events.handled(event.number)
             if not self.events_handled % YIELD_EVERY:
                 await asyncio.sleep(0)  # a backlog must not keep the loop
         self._queues.pop(route.name, None)

@@ -29,6 +29,7 @@ from echostream.protocol.outbox import QUEUE_HIGH, QUEUE_LOW
 from echostream.protocol.session import ProtocolSession, clip
 from echostream.rpc.clock import ClockDriver
 from echostream.rpc.dispatch import Dispatcher, Routes
+from echostream.rpc.event_session import EventSession
 from echostream.transport import engine as en
 from echostream.transport.connection import Connection, closed_error
 from echostream.transport.quic.budget import Budget
@@ -86,8 +87,11 @@ class Peer:
         self.decode = self.decoder(Any)
         self.late_answers = 0
         self.dispatcher = Dispatcher(self, routes, context, limits.calls)
+        self.events = EventSession(self)
         self._ended: ConnectionClosed | None = None
         self._going_away = ""
+        self.on_leaving: Callable[[], None] | None = None
+        """Called once, when the peer says that it takes no new calls."""
         self._greeted: asyncio.Future[None] = self.loop.create_future()
         self._greeted.add_done_callback(_retrieve)
         self._closed: asyncio.Future[None] = self.loop.create_future()
@@ -110,6 +114,8 @@ class Peer:
             ev.ErrorReceived: self._on_error,
             ev.CallCancelled: self.dispatcher.cancel,
             ev.EventReceived: self.dispatcher.event,
+            ev.EventSkipped: lambda event: self.events.handled(event.number),
+            ev.ResumeReceived: lambda event: self.events.received(event),
             ev.StreamOpened: self.dispatcher.stream_opened,
             ev.StreamAccepted: self._on_stream_accepted,
             ev.StreamEnded: self._on_stream_ended,
@@ -118,7 +124,7 @@ class Peer:
             ev.MediaReceived: self._on_media,
             ev.ClockReceived: lambda event: self.clock.receive(event.frame),
             ev.GoAwayReceived: self._on_go_away,
-            ev.ProtocolViolation: self._on_violation,
+            ev.ProtocolViolation: lambda event: self.violated(event.message),
         }
 
     # Facts.
@@ -133,6 +139,11 @@ class Peer:
     def ended(self) -> ConnectionClosed | None:
         """Why the connection ended, ``None`` while it lives."""
         return self._ended
+
+    @property
+    def going_away(self) -> bool:
+        """Whether the peer takes no new calls."""
+        return bool(self._going_away)
 
     # Payloads, within what was agreed.
 
@@ -149,7 +160,7 @@ class Peer:
 
     def greet(self) -> None:
         """Send our HELLO. The client does so once it knows who the server is."""
-        self.protocol.greet()
+        self.protocol.greet(self.events.token)
         self.connection.wake()
 
     async def wait_greeted(self) -> None:
@@ -174,6 +185,7 @@ class Peer:
         try:
             async with asyncio.timeout(timeout):
                 await self.dispatcher.wait_idle()
+                self.events.acknowledge()
                 while not self.outbox.idle or self.connection.engine.buffered_total:
                     await self._wait(self._drain_waiters)
         except (TimeoutError, ConnectionClosed):
@@ -291,7 +303,7 @@ class Peer:
             raise
         if self._going_away:
             self._release_slot()
-            raise Unavailable(f"the peer takes no new calls: {self._going_away}")
+            raise self._leaving()
 
     async def wait_call_room(self) -> None:
         self.check_open()
@@ -303,6 +315,8 @@ class Peer:
         self.check_open()
         while self.outbox.event_bytes > QUEUE_HIGH:
             await self._wait(self._event_waiters)
+        if self._going_away and self.events.leaves_behind:
+            raise self._leaving()
 
     async def wait_stream(self, stream_id: int, low: int) -> None:
         """Wait until at most ``low`` bytes of a QUIC stream of ours are unacknowledged."""
@@ -342,7 +356,9 @@ class Peer:
     def check_open(self) -> None:
         """Raise why the connection ended, if it has."""
         if self._ended is not None:
-            raise copy(self._ended)
+            error = copy(self._ended)
+            error.unserved = True
+            raise error
 
     # Calls of ours. One is in ``calls`` until it is answered, so that the peer's limit is kept;
     # one that was cancelled has no future any more.
@@ -386,6 +402,9 @@ class Peer:
             except InvalidPayload:
                 logger.debug("details of an error from %s cannot be read", self.peer_addr)
         error = error_for(event.status, event.message, details=details)
+        if event.unserved:
+            error.unserved = True
+            self._take_leave(event.message)
         if event.stream:
             sender = self.senders.get(event.id)
             if sender is not None:
@@ -414,6 +433,7 @@ class Peer:
         self.protocol.peer = event.hello
         self._take_limits(event.hello.limits)
         self.protocol.greeted = True
+        self.events.hello(event.hello)
         if not self._greeted.done():
             self._greeted.set_result(None)
 
@@ -422,12 +442,30 @@ class Peer:
         self._depth, self._items = limits.nesting, limits.items
 
     def _on_go_away(self, event: ev.GoAwayReceived) -> None:
-        self._going_away = event.message or "going away"
-        self.busy = True
+        self._take_leave(event.message)
+        for call_id, future in self.calls.items():
+            if call_id >= event.first_unserved and future is not None:
+                self.calls[call_id] = None  # its answer is still to come
+                if not future.done():
+                    future.set_exception(self._leaving())
 
-    def _on_violation(self, event: ev.ProtocolViolation) -> None:
-        logger.warning("peer %s broke the protocol: %.256r", self.peer_addr, event.message)
-        self.close(Close.PROTOCOL_ERROR, event.message)
+    def _take_leave(self, message: str) -> None:
+        self._going_away = self._going_away or message or "going away"
+        self.busy = True
+        self.events.leave()
+        if self.on_leaving is not None:
+            on_leaving, self.on_leaving = self.on_leaving, None
+            on_leaving()
+
+    def _leaving(self) -> Unavailable:
+        error = Unavailable(f"the peer takes no new calls: {self._going_away}")
+        error.unserved = True
+        return error
+
+    def violated(self, message: str) -> None:
+        """The peer broke the protocol: close."""
+        logger.warning("peer %s broke the protocol: %.256r", self.peer_addr, message)
+        self.close(Close.PROTOCOL_ERROR, message)
 
     # Streams.
 
@@ -477,7 +515,7 @@ class Peer:
             # Whoever waits for an answer to what it carried would wait for ever.
             what = f"lane {event.stream_id}" if lane else "the stream of a large call"
             why = _STOPPED.get(event.code, f"code {event.code:#x}")
-            self._on_violation(ev.ProtocolViolation(f"{what} was stopped: {why}"))
+            self.violated(f"{what} was stopped: {why}")
             return
         self.connection.engine.reset_stream(event.stream_id, event.code)
         for sender in list(self.senders.values()):
@@ -501,8 +539,14 @@ class Peer:
             self._progress_timer.cancel()
         self.clock.stop(copy(error))
         self.busy = True
+        self.events.connection_lost()
+        unsent = set(self.outbox.unsent_calls)
+        for call_id, future in self.calls.items():
+            if future is not None and not future.done():
+                lost = copy(error)  # each gets a traceback of its own
+                lost.unserved = call_id in unsent
+                future.set_exception(lost)
         waiters: list[asyncio.Future[Any]] = [
-            *filter(None, self.calls.values()),
             *self._call_waiters,
             *self._event_waiters,
             *self._drain_waiters,
@@ -511,7 +555,9 @@ class Peer:
         ]
         for waiter in waiters:
             if not waiter.done():
-                waiter.set_exception(copy(error))  # each gets a traceback of its own
+                lost = copy(error)
+                lost.unserved = True
+                waiter.set_exception(lost)
         self.calls.clear()
         self.outbox.clear()
         self._stream_waiters.clear()
@@ -531,9 +577,9 @@ class Peer:
         if not self._closed.done():
             self._closed.set_result(None)
 
-    def refuse(self, call_id: int, status: Status, message: str) -> None:
+    def refuse(self, call_id: int, status: Status, message: str, *, unserved: bool = False) -> None:
         """Answer a call with a status."""
-        self.protocol.fail_call(call_id, status, message)
+        self.protocol.fail_call(call_id, status, message, unserved=unserved)
         self.connection.wake()
         unread = QUEUE_HIGH + self.protocol.limits.message_size + UNREAD_LIMIT
         if self.outbox.call_bytes > unread:

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Self
 
-from echostream.builder import ClientBuilder, ServerBuilder
-from echostream.client import RpcClient
+from echostream.builder import ClientBuilder, ClientConfig, ServerBuilder
+from echostream.client import Connecting, RpcClient
 from echostream.server import Listener, RpcServer
 from echostream.transport.connection import Connection
 from echostream.transport.identity import Identity
@@ -76,6 +76,19 @@ class QuicNetwork:
     ) -> RpcClient:
         """Connect a client from a host of its own. ``up`` and ``down`` are the faults of the path
         from and to it, during the handshake already. It does not check who the server is."""
+        connecting = self.connecting(client, up=up, down=down)
+        connected = await connecting
+        self._stack.push_async_callback(connected.close)
+        return connected
+
+    def connecting(
+        self,
+        client: ClientBuilder | None = None,
+        *,
+        up: Impairment | None = None,
+        down: Impairment | None = None,
+    ) -> Connecting:
+        """What :meth:`connect` awaits, to be used with ``async with`` or ``async for``."""
         client = client or ClientBuilder()
         if client._address is None:
             client.connect((SERVER_HOST, SERVER_PORT))
@@ -83,13 +96,14 @@ class QuicNetwork:
         host = str(ipaddress.IPv4Address("10.0.0.0") + self._clients)
         self._impair(host, up or Impairment(), down or Impairment())
         endpoint = self.memory.endpoint(host)
-        connected = _QuicClient(client, endpoint)
         self._stack.push_async_callback(endpoint.close)
-        await connected._open()
-        self._stack.push_async_callback(connected.close)
-        self._hosts[connected] = host
-        self._endpoints[connected] = endpoint
-        return connected
+        return _QuicConnecting(client, self, host, endpoint)
+
+    async def kill(self, server: RpcServer) -> None:
+        """End a server as a power cut does: nobody hears of it. Its address is free again."""
+        assert isinstance(server, _QuicServer)
+        server.endpoint.vanish()
+        await server.shutdown(drain=0)
 
     def impair(
         self, client: RpcClient, *, up: Impairment | None = None, down: Impairment | None = None
@@ -138,12 +152,31 @@ class _QuicServer(RpcServer):
 
     async def _bind(self, acceptor: QuicAcceptor) -> Listener:
         host, port = self._config.address
-        return self._network.endpoint(host, port, acceptor=acceptor, on_connection=self._accept)
+        self.endpoint = self._network.endpoint(
+            host, port, acceptor=acceptor, on_connection=self._accept
+        )
+        return self.endpoint
+
+
+class _QuicConnecting(Connecting):
+    def __init__(
+        self, builder: ClientBuilder, network: QuicNetwork, host: str, endpoint: MemoryEndpoint
+    ) -> None:
+        super().__init__(builder.build()._config)
+        self._network = network
+        self._host = host
+        self._endpoint = endpoint
+
+    def _make(self, config: ClientConfig) -> RpcClient:
+        client = _QuicClient(config, self._endpoint)
+        self._network._hosts[client] = self._host
+        self._network._endpoints[client] = self._endpoint
+        return client
 
 
 class _QuicClient(RpcClient):
-    def __init__(self, builder: ClientBuilder, endpoint: MemoryEndpoint) -> None:
-        super().__init__(builder.build()._config)
+    def __init__(self, config: ClientConfig, endpoint: MemoryEndpoint) -> None:
+        super().__init__(config)
         self._endpoint = endpoint
 
     async def _verified(self) -> Connection:
@@ -151,5 +184,9 @@ class _QuicClient(RpcClient):
         host, _ = config.address
         engine = client_engine(config.quic, server_name=host, verify=False)
         connection = self._endpoint.connect(engine, config.address)
-        await connection.wait_connected()
+        try:
+            await connection.wait_connected()
+        except BaseException:
+            connection.close()
+            raise
         return connection

@@ -196,6 +196,14 @@ class MemoryEndpoint:
         """Move to another port, as behind a NAT that forgot its mapping."""
         self.address = self._network.rebound(self, self.address)
 
+    def vanish(self) -> None:
+        """Leave the network without a word: what is sent from here on goes nowhere."""
+        if not self._closed:
+            self._closed = True
+            self._network.removed(self.address)
+            for connection in self._router.connections:
+                connection.abandon()
+
     async def close(
         self, code: int = Close.GOING_AWAY, reason: str = "", *, linger: float = 0.0
     ) -> None:

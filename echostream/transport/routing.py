@@ -153,7 +153,9 @@ class Router:
     ) -> Connection | None:
         if self._acceptor is None or self._on_connection is None:
             self.unroutable += 1
-            return None
+            # A stateless reset carries no ID of ours: who sent it tells (RFC 9000, section 10.3).
+            owners = (c for c in self._connections if c.peer_address == address)
+            return None if data[0] & 0x80 else next(owners, None)
         try:
             answer = self._acceptor.accept(data, address, now)
         except Exception:
