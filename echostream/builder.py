@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
@@ -65,6 +65,7 @@ class ClientConfig:
     server_name: str | None
     timeout: float
     reconnect: Reconnect | None
+    further: tuple[tuple[str, int], ...]
     values: dict[str, Any]
     routes: Routes
     hooks: Hooks
@@ -275,6 +276,7 @@ class ClientBuilder(_Builder):
         self._server_name: str | None = None
         self._timeout = 10.0
         self._reconnect: Reconnect | None = None
+        self._further: tuple[tuple[str, int], ...] = ()
 
     def connect(
         self,
@@ -285,11 +287,7 @@ class ClientBuilder(_Builder):
     ) -> Self:
         """Where the server is, how long connecting may take (s), and the name in its certificate
         where that is not the host."""
-        host, port = parse_address(address)
-        if not host or not port:
-            raise ConfigurationError(
-                f"{address!r} cannot be connected to: give host and port, as in '127.0.0.1:5000'"
-            )
+        host, port = _server(address)
         if not isinstance(timeout, int | float) or not 0 < timeout <= 3600:
             raise ConfigurationError(f"timeout={timeout!r} must be seconds, above 0 and up to 3600")
         self._address = host, port
@@ -318,6 +316,8 @@ class ClientBuilder(_Builder):
         first_backoff: float = 0.1,
         max_backoff: float = 5.0,
         keepalive: float = 5.0,
+        early_data: bool = False,
+        addresses: Sequence[str | tuple[str, int]] = (),
     ) -> Self:
         """Come back after every loss of the connection; the client object stays the same.
 
@@ -329,13 +329,21 @@ class ClientBuilder(_Builder):
         ``attempts``: failures in a row after which it gives up, ``None`` never. ``first_backoff``,
         ``max_backoff``: seconds between attempts, doubled each time, of which a random part is
         waited. ``keepalive``: after so many seconds of silence the server is asked for a sign of
-        life, after three times as many the connection is given up.
+        life, after three times as many the connection is given up. ``addresses``: further servers
+        that do as well, tried in turn when one leaves or fails.
+
+        A later connection to the same server resumes the session, and idempotent calls leave with
+        its first packet (0-RTT), unless there are ``on_connect`` hooks, which come first.
+        ``early_data``: they leave so in any case; tickets are kept for the next run of the program
+        (in a file of mode 0600), and the first connect returns at once where there is one.
         """
+        self._further = tuple(_server(address) for address in addresses)
         self._reconnect = Reconnect(
             attempts=attempts,
             first_backoff=first_backoff,
             max_backoff=max_backoff,
             keepalive=keepalive,
+            early_data=early_data,
         )
         return self
 
@@ -359,6 +367,16 @@ class ClientBuilder(_Builder):
                 server_name=self._server_name,
                 timeout=self._timeout,
                 reconnect=self._reconnect,
+                further=self._further,
                 **self._common(),
             )
         )
+
+
+def _server(address: str | tuple[str, int]) -> tuple[str, int]:
+    host, port = parse_address(address)
+    if not host or not port:
+        raise ConfigurationError(
+            f"{address!r} cannot be connected to: give host and port, as in '127.0.0.1:5000'"
+        )
+    return host, port

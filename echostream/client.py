@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Generator
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 from echostream.builder import ClientBuilder, ClientConfig
@@ -19,8 +20,11 @@ from echostream.rpc.peer import Peer
 from echostream.rpc.session import SessionStatistics, peer_statistics
 from echostream.transport.addresses import resolve
 from echostream.transport.connection import Connection
-from echostream.transport.dial import dial
+from echostream.transport.dial import dial, dial_first
+from echostream.transport.engine import Engine, HandshakeCompleted
+from echostream.transport.identity import fingerprint_of
 from echostream.transport.quic.engine import client_engine
+from echostream.transport.ticket_cache import TicketCache
 from echostream.transport.trust import Plan
 
 __all__ = ["Connecting", "RpcClient"]
@@ -28,6 +32,8 @@ __all__ = ["Connecting", "RpcClient"]
 logger = logging.getLogger("echostream.client")
 
 CRYPTO_ERROR = 0x100
+RESUME_S = 3.0
+"""How long a server may take to resume a session before a full handshake is tried."""
 
 
 class Connecting:
@@ -98,7 +104,12 @@ class RpcClient(Caller):
         self._context = ClientContext(config.values)
         self._lifetimes: dict[asyncio.Task[None], Peer] = {}
         self._deadline = 0.0
+        self._target = config.address
+        self._proved: tuple[Plan, str] | None = None
+        self._tickets: TicketCache | None = None
         if config.reconnect is not None:
+            kept = config.reconnect.early_data
+            self._tickets = TicketCache(TicketCache.default_path() if kept else None)
             self._link = self._context._link = Link(config.reconnect, self._establish)
 
     def __repr__(self) -> str:
@@ -200,24 +211,21 @@ class RpcClient(Caller):
         if self._link is not None:
             await self._link.open(self._config.timeout)
         else:
-            await self._establish(0)
+            await self._establish(False)
 
-    async def _establish(self, failures: int) -> Peer:
-        """One connection, from its first packet until the ``on_connect`` hooks are through."""
+    async def _establish(self, elsewhere: bool) -> Peer:
+        """One connection, from its first packet until the ``on_connect`` hooks are through.
+        ``elsewhere``: to the next one of several servers."""
         config = self._config
         loop = asyncio.get_running_loop()
         self._deadline = loop.time() + config.timeout
-        connection = await self._verified()
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                peer = await self._greet(connection)
-        except TimeoutError:
-            host, port = config.address
-            raise ConnectionClosed(
-                f"{host!r} port {port} answered, but did not say HELLO within "
-                f"{config.timeout:g} s: is it an EchoStream server?",
-                code=Close.TIMEOUT,
-            ) from None
+        if elsewhere:
+            servers = (config.address, *config.further)
+            self._target = servers[(servers.index(self._target) + 1) % len(servers)]
+        plan = await self._plan()
+        peer = None if self._tickets is None else await self._resumed(plan, self._tickets)
+        if peer is None:
+            peer = await self._greeted(await self._verified(plan))
         self._live_peer = self._context._live_peer = peer
         lifetime = loop.create_task(self._live(peer))
         self._lifetimes[lifetime] = peer
@@ -238,10 +246,10 @@ class RpcClient(Caller):
         await peer.dispatcher.wait_stopped()
         await run_hooks("on_disconnect", self._config.hooks.disconnect, self._context)
 
-    async def _verified(self) -> Connection:
-        """A connection to a server that is who it should be."""
+    async def _plan(self) -> Plan:
+        """By what the server will be trusted."""
         config = self._config
-        host, port = config.address
+        host, port = self._target
         try:
             async with asyncio.timeout_at(self._deadline):
                 address = await _first_address(host, port)
@@ -249,51 +257,124 @@ class RpcClient(Caller):
             raise ConnectionClosed(
                 f"{host!r} could not be looked up within {config.timeout:g} s", code=Close.TIMEOUT
             ) from None
-        name = config.server_name or host
-        plan = await asyncio.to_thread(config.trust.plan, name, port, address)
+        return await asyncio.to_thread(config.trust.plan, config.server_name or host, port, address)
+
+    async def _resumed(self, plan: Plan, tickets: TicketCache) -> Peer | None:
+        """A connection that resumes an earlier session, ``None`` where that is not possible.
+
+        Idempotent calls leave before the handshake is complete. They are readable for the server
+        that gave the ticket only; where another one answers, it is found out before they, or
+        anything else, are sent again."""
+        kept = await asyncio.to_thread(tickets.take, plan)
+        if kept is None:
+            return None
+        assert self._link is not None
+        try:
+            connection = await self._dial_resumed(plan, kept.ticket)
+        except (ConnectionClosed, OSError):
+            return None
+        peer = self._peer_on(connection)
+        identity = [kept.fingerprint]
+
+        def compare(completed: HandshakeCompleted) -> None:
+            if completed.certificate is not None:
+                identity[0] = fingerprint_of(completed.certificate)
+                if identity[0] != kept.fingerprint and plan.authorities is None:
+                    peer.close(Close.IDENTITY_REFUSED)
+
+        peer.on_handshake = compare
+        peer.on_ticket = lambda ticket: tickets.put_soon(plan, identity[0], ticket)
+        connection.on_unreachable = lambda: peer.close(Close.TIMEOUT)
+        peer.greet()
+        if self._config.reconnect is not None and (
+            self._config.reconnect.early_data or not self._config.hooks.connect
+        ):
+            self._link.early(peer)
+        try:
+            async with asyncio.timeout(min(RESUME_S, self._config.timeout)):
+                completed = await connection.wait_connected()
+                await asyncio.to_thread(
+                    plan.accept, completed.certificate, resumed=kept.fingerprint
+                )
+                await peer.wait_greeted()
+        except (ConnectionClosed, TimeoutError):
+            peer.close(Close.OK)
+            self._link.early(None)
+            return None
+        except BaseException:
+            peer.close(Close.IDENTITY_REFUSED)
+            self._link.early(None)
+            raise
+        return peer
+
+    async def _verified(self, plan: Plan) -> Connection:
+        """A connection to a server that is who it should be."""
         connection = await self._dial(plan)
         try:
             completed = await connection.wait_connected()
-            await asyncio.to_thread(plan.accept, completed.certificate)
+            fingerprint = await asyncio.to_thread(plan.accept, completed.certificate)
         except BaseException as exc:
             connection.close(Close.IDENTITY_REFUSED if isinstance(exc, IdentityError) else Close.OK)
             raise
+        self._proved = plan, fingerprint
         return connection
 
-    async def _greet(self, connection: Connection) -> Peer:
+    async def _greeted(self, connection: Connection) -> Peer:
         """Exchange HELLO."""
+        config = self._config
+        peer = self._peer_on(connection)
+        if self._tickets is not None and self._proved is not None:
+            peer.on_ticket = partial(self._tickets.put_soon, *self._proved)
+        peer.greet()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                await peer.wait_greeted()
+        except BaseException as exc:
+            peer.close(Close.OK)
+            if not isinstance(exc, TimeoutError):
+                raise
+            host, port = self._target
+            raise ConnectionClosed(
+                f"{host!r} port {port} answered, but did not say HELLO within "
+                f"{config.timeout:g} s: is it an EchoStream server?",
+                code=Close.TIMEOUT,
+            ) from None
+        return peer
+
+    def _peer_on(self, connection: Connection) -> Peer:
         config = self._config
         peer = Peer(connection, config.limits, config.routes, self._context, None, config.now_ns)
         connection.attach(peer)
         if self._link is not None:
             peer.events.take_along(self._link.resumption)
-        peer.greet()
-        try:
-            await peer.wait_greeted()
-        except BaseException:
-            peer.close(Close.OK)
-            raise
         return peer
 
     async def _dial(self, plan: Plan) -> Connection:
-        config = self._config
-        host, port = config.address
+        host, port = self._target
         try:
             return await dial(
                 host,
                 port,
-                lambda: client_engine(
-                    config.quic,
-                    server_name=plan.server_name,
-                    ca_data=None if plan.authorities is None else plan.authorities.pem,
-                    verify=plan.authorities is not None,
-                ),
+                lambda: self._engine(plan),
                 timeout=max(self._deadline - asyncio.get_running_loop().time(), 1e-3),
             )
         except ConnectionClosed as exc:
             if CRYPTO_ERROR <= exc.code < CRYPTO_ERROR + 0x100:
                 raise plan.refused(exc.reason or str(exc)) from None
             raise
+
+    async def _dial_resumed(self, plan: Plan, ticket: bytes) -> Connection:
+        """A connection whose handshake has only begun."""
+        return await dial_first(*self._target, self._engine(plan, ticket))
+
+    def _engine(self, plan: Plan, ticket: bytes | None = None) -> Engine:
+        return client_engine(
+            self._config.quic,
+            server_name=plan.server_name,
+            ca_data=None if plan.authorities is None else plan.authorities.pem,
+            verify=plan.authorities is not None,
+            ticket=ticket,
+        )
 
 
 async def _first_address(host: str, port: int) -> str:

@@ -23,12 +23,15 @@ from echostream.transport.endpoint import Endpoint, EndpointStatistics
 from echostream.transport.handler import ConnectionHandler
 from echostream.transport.identity import Identity
 from echostream.transport.quic.acceptor import QuicAcceptor
+from echostream.transport.quic.tickets import TicketStore
 
 __all__ = ["RpcServer", "ServerStatistics"]
 
 logger = logging.getLogger("echostream.server")
 
 DRAIN_S = 5.0
+KEPT_TICKETS = 16_384
+"""Session tickets, each good once; some 600 bytes each."""
 LINGER_S = 0.3
 HOOKS_S = 5.0
 """How long the ``on_disconnect`` hooks of all sessions may take when the server stops."""
@@ -152,7 +155,10 @@ class RpcServer:
             identity = await asyncio.to_thread(Identity.self_signed)
         self._identity = identity
         self._acceptor = QuicAcceptor(
-            config.quic, identity.certificate_pem, identity.private_key_pem
+            config.quic,
+            identity.certificate_pem,
+            identity.private_key_pem,
+            tickets=TicketStore(capacity=KEPT_TICKETS),
         )
         return await self._bind(self._acceptor)
 

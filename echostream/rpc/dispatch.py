@@ -68,6 +68,8 @@ class Dispatcher:
         self._routes = routes
         self._context = context
         self._max_calls = max_calls
+        self._started = False
+        self._confirmed = peer.connection.engine.is_client
         self._ready = False
         self._over = False
         self._grace_s = STOP_S
@@ -115,7 +117,25 @@ class Dispatcher:
         return len(self._calls) + len(self._streams) + len(self._listeners)
 
     def start(self) -> None:
-        """The ``on_connect`` hooks are through: serve what came meanwhile, and all that follows."""
+        """The ``on_connect`` hooks are through: serve what came meanwhile, and all that follows; of
+        0-RTT data only idempotent calls, before the handshake is complete."""
+        self._started = True
+        if self._confirmed:
+            self._go()
+            return
+        for call_id, (event, arrived) in list(self._waiting.items()):
+            if event.idempotent and len(self._calls) < self._max_calls:
+                self._leave_waiting(call_id)
+                self._start(event, _deadline_of(event, arrived))
+
+    def confirm(self) -> None:
+        """The handshake is complete: what came before is no replay."""
+        if not self._confirmed:
+            self._confirmed = True
+            if self._started:
+                self._go()
+
+    def _go(self) -> None:
         self._ready = True
         for name, queue in self._queues.items():
             route = self._routes.listeners.get(name)
@@ -206,11 +226,13 @@ class Dispatcher:
             peer.refuse(call_id, Status.UNAVAILABLE, self._refusal, unserved=True)
         elif call_id in self._calls or call_id in self._waiting:
             peer.close(Close.PROTOCOL_ERROR, f"call id {call_id} is in use")
-        elif self._ready and len(self._calls) < self._max_calls and not self._waiting:
-            deadline = None
-            if event.timeout_us >= 0:
-                deadline = peer.connection.clock() + event.timeout_us / 1e6
-            self._start(event, deadline)
+        elif (self._ready and len(self._calls) < self._max_calls and not self._waiting) or (
+            self._started
+            and event.idempotent
+            and not self._confirmed
+            and len(self._calls) < self._max_calls
+        ):
+            self._start(event, _deadline_of(event, peer.connection.clock()))
         elif (
             len(self._waiting) >= self._max_calls
             or self._waiting_bytes + len(event.payload) > MAX_WAITING_BYTES
@@ -231,8 +253,7 @@ class Dispatcher:
             if not self._stop(call_id):
                 self._peer.refuse(call_id, Status.CANCELLED, CANCELLED)
         elif call_id in self._waiting:
-            event_, _ = self._waiting.pop(call_id)
-            self._waiting_bytes -= len(event_.payload)
+            self._leave_waiting(call_id)
             self._peer.refuse(call_id, Status.CANCELLED, CANCELLED)
             self._task_done()
         else:
@@ -262,9 +283,13 @@ class Dispatcher:
         """Start what waits, as far as there is room."""
         while self._waiting and self._ready and len(self._calls) < self._max_calls:
             call_id = next(iter(self._waiting))
-            event, arrived = self._waiting.pop(call_id)
-            self._waiting_bytes -= len(event.payload)
-            self._start(event, None if event.timeout_us < 0 else arrived + event.timeout_us / 1e6)
+            event, arrived = self._leave_waiting(call_id)
+            self._start(event, _deadline_of(event, arrived))
+
+    def _leave_waiting(self, call_id: int) -> tuple[ev.RequestReceived, float]:
+        event, arrived = self._waiting.pop(call_id)
+        self._waiting_bytes -= len(event.payload)
+        return event, arrived
 
     def _expire(self, call_id: int) -> None:
         """Answer at once, whatever the handler does about its cancellation."""
@@ -532,3 +557,7 @@ class Dispatcher:
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)
+
+
+def _deadline_of(event: ev.RequestReceived, arrived: float) -> float | None:
+    return None if event.timeout_us < 0 else arrived + event.timeout_us / 1e6

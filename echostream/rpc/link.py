@@ -64,6 +64,7 @@ class Reconnect:
     first_backoff: float = 0.1
     max_backoff: float = 5.0
     keepalive: float = 5.0
+    early_data: bool = False
 
     def __post_init__(self) -> None:
         attempts = self.attempts
@@ -71,6 +72,8 @@ class Reconnect:
             not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 1
         ):
             raise ConfigurationError(f"attempts={attempts!r} must be a whole number above 0")
+        if not isinstance(self.early_data, bool):
+            raise ConfigurationError(f"early_data={self.early_data!r} must be True or False")
         for name, low in (("first_backoff", 0.001), ("max_backoff", 0.001), ("keepalive", 0.1)):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool):
@@ -129,15 +132,17 @@ def is_final(error: BaseException) -> bool:
 
 class Link:
     """Keeps a client connected. ``connect`` makes one connection, and returns its peer once the
-    ``on_connect`` hooks are through; it is given the number of failures in a row."""
+    ``on_connect`` hooks are through; it is told whether to try another server than the last time.
+    """
 
     def __init__(
-        self, options: Reconnect, connect: Callable[[int], Coroutine[Any, Any, Peer]]
+        self, options: Reconnect, connect: Callable[[bool], Coroutine[Any, Any, Peer]]
     ) -> None:
         self._options = options
         self._connect = connect
         self._peer: Peer | None = None
         self._young: Peer | None = None
+        self._early: Peer | None = None
         self._error: EchoStreamError | None = None
         self._news: asyncio.Future[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -169,23 +174,42 @@ class Link:
         return LinkStatistics(self._connections, self._failures, self._retried, self._unknown)
 
     async def open(self, timeout: float) -> None:
-        """Make the first connection, trying again within ``timeout`` s. Raises why it failed."""
+        """Make the first connection, trying again within ``timeout`` s. Raises why it failed.
+
+        With ``early_data`` it is enough that one can be resumed: calls may then leave with its
+        first packet."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        first = loop.create_task(self._first(loop.time() + timeout))
+        try:
+            while not first.done() and (self._early is None or not self._options.early_data):
+                await asyncio.wait((first, self._next_news), return_when=asyncio.FIRST_COMPLETED)
+        except BaseException:
+            first.cancel()
+            await asyncio.wait((first,))
+            raise
+        if first.done():
+            first.result()
+        self._keeper = loop.create_task(self._keep(first))
+
+    async def _first(self, deadline: float) -> Peer:
         while True:
             try:
-                peer = await self._connect(self._backoff.failures)
-                break
-            except (EchoStreamError, OSError) as error:
-                if is_final(error) or not isinstance(error, ConnectionClosed | OSError):
+                peer = await self._connect(self._failures > 0)
+                self._stands(peer)
+                return peer
+            except (ConnectionClosed, OSError) as error:
+                if is_final(error):
                     raise
                 self._failures += 1
                 wait = self._backoff.next()
-                if wait is None or loop.time() + wait >= deadline:
+                if wait is None or asyncio.get_running_loop().time() + wait >= deadline:
                     raise
             await asyncio.sleep(wait)
-        self._stands(peer)
-        self._keeper = loop.create_task(self._keep(peer))
+
+    def early(self, peer: Peer | None) -> None:
+        """Idempotent calls may go to ``peer`` now, whose handshake is not complete."""
+        self._early = peer
+        self._tell()
 
     def opening(self, peer: Peer) -> None:
         """The ``on_connect`` hooks run now, in this task: its calls go to ``peer``, those of others
@@ -222,9 +246,11 @@ class Link:
         while self._error is None:
             await self._wait_news()
 
-    async def wait_peer(self) -> Peer:
+    async def wait_peer(self, *, idempotent: bool = False) -> Peer:
         """Wait for a peer that takes calls. Raises why there will be none."""
         while (peer := self.peer) is None:
+            if idempotent and self._early is not None and self._early.ended is None:
+                return self._early
             if self._error is not None:
                 error = copy(self._error)
                 error.unserved = True
@@ -233,9 +259,13 @@ class Link:
         return peer
 
     async def _wait_news(self) -> None:
+        await asyncio.shield(self._next_news)
+
+    @property
+    def _next_news(self) -> asyncio.Future[None]:
         if self._news is None:
             self._news = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._news)
+        return self._news
 
     def _tell(self) -> None:
         news, self._news = self._news, None
@@ -244,7 +274,7 @@ class Link:
 
     def _stands(self, peer: Peer) -> None:
         self._peer = peer
-        self._young = None
+        self._young = self._early = None
         self._connections += 1
         peer.connection.on_unreachable = lambda: self._unreachable(peer)
         self._tell()
@@ -254,10 +284,11 @@ class Link:
             self._error = error
             self._tell()
 
-    async def _keep(self, peer: Peer) -> None:
+    async def _keep(self, first: asyncio.Task[Peer]) -> None:
         """Make a connection whenever there is none, or the server is about to leave."""
         loop = asyncio.get_running_loop()
         try:
+            peer = await first
             while True:
                 since = loop.time()
                 await _wait_over(peer)
@@ -288,7 +319,7 @@ class Link:
             await asyncio.sleep(random.uniform(0.0, self._backoff.ceiling))
         while True:
             try:
-                return await self._connect(self._backoff.failures + leaving)
+                return await self._connect(leaving)
             except Exception as error:
                 if is_final(error):
                     raise
@@ -303,6 +334,7 @@ class Link:
                     ) from error
                 logger.info("attempt %d failed: %s", self._backoff.failures, error)
             await asyncio.sleep(wait)
+            leaving = True
 
     def _unreachable(self, peer: Peer) -> None:
         """The network says that nobody listens there. That may be forged: only silence after a
@@ -339,7 +371,8 @@ class Link:
         limit = min((each for each in (timeout, max_age) if each is not None), default=None)
         passed = 0.0
         while True:
-            peer = await self._next_peer(method, None if limit is None else limit - passed)
+            patience = None if limit is None else limit - passed
+            peer = await self._next_peer(method, patience, idempotent)
             passed = loop.time() - started
             try:
                 return await _OnePeer(peer).request(
@@ -364,13 +397,13 @@ class Link:
             self._retried += 1
             passed = loop.time() - started
 
-    async def _next_peer(self, method: str, patience: float | None) -> Peer:
+    async def _next_peer(self, method: str, patience: float | None, idempotent: bool) -> Peer:
         peer = self._peer_now()
         if peer is not None:
             return peer
         try:
             async with asyncio.timeout(patience):
-                return await self.wait_peer()
+                return await self.wait_peer(idempotent=idempotent)
         except TimeoutError:
             raise DeadlineExceeded(
                 "not sent: no connection to the server in that time", method=method

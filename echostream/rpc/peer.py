@@ -90,6 +90,9 @@ class Peer:
         self.events = EventSession(self)
         self._ended: ConnectionClosed | None = None
         self._going_away = ""
+        self.on_handshake: Callable[[en.HandshakeCompleted], None] | None = None
+        """Called before anything is sent that was not 0-RTT data."""
+        self.on_ticket: Callable[[bytes], None] | None = None
         self.on_leaving: Callable[[], None] | None = None
         """Called once, when the peer says that it takes no new calls."""
         self._greeted: asyncio.Future[None] = self.loop.create_future()
@@ -216,6 +219,12 @@ class Peer:
         elif isinstance(event, en.Closed):
             self._on_closed(event)
             return
+        elif isinstance(event, en.HandshakeCompleted):
+            if self.on_handshake is not None:
+                self.on_handshake(event)
+            self.dispatcher.confirm()
+        elif isinstance(event, en.TicketReceived) and self.on_ticket is not None:
+            self.on_ticket(event.ticket)
         self.pump()
 
     def before_flush(self, now: float) -> None:

@@ -20,7 +20,7 @@ from echostream.transport.identity import Identity
 from echostream.transport.impairment import Impairment, PathStatistics
 from echostream.transport.memory_network import MemoryEndpoint, MemoryNetwork
 from echostream.transport.quic.acceptor import QuicAcceptor
-from echostream.transport.quic.engine import client_engine
+from echostream.transport.trust import Plan, decide
 
 __all__ = ["QuicNetwork", "quic_pair"]
 
@@ -179,14 +179,29 @@ class _QuicClient(RpcClient):
         super().__init__(config)
         self._endpoint = endpoint
 
-    async def _verified(self) -> Connection:
-        config = self._config
-        host, _ = config.address
-        engine = client_engine(config.quic, server_name=host, verify=False)
-        connection = self._endpoint.connect(engine, config.address)
+    async def _plan(self) -> Plan:
+        """Without a fingerprint nothing is checked, and never is anything written down."""
+        trust = self._config.trust
+        host, port = self._target
+        if trust.fingerprint is not None:
+            return decide(trust, host, port, host, known=None)
+        return Plan(
+            rule="insecure",
+            host=host,
+            port=port,
+            server_name=host,
+            authorities=None,
+            expected=None,
+        )
+
+    async def _dial(self, plan: Plan) -> Connection:
+        connection = self._endpoint.connect(self._engine(plan), self._target)
         try:
             await connection.wait_connected()
         except BaseException:
             connection.close()
             raise
         return connection
+
+    async def _dial_resumed(self, plan: Plan, ticket: bytes) -> Connection:
+        return self._endpoint.connect(self._engine(plan, ticket), self._target)

@@ -8,7 +8,7 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
-from rpc_support import outcome, virtual
+from rpc_support import outcome, session_of, virtual
 from test_reconnect import IDENTITY, WIRE, client, down, server
 
 from echostream import Session, Unavailable
@@ -106,8 +106,9 @@ def test_every_event_arrives_once_over_many_losses(upward: bool, seed: int) -> N
         heard[0].listen(serving if upward else calling, chance)
         path = Impairment(delay=0.015, jitter=0.01, loss=0.03)
         async with QuicNetwork(seed=seed) as network:
-            await network.serve(serving)
+            running = await network.serve(serving)
             connected = await network.connect(calling, up=path, down=path)
+            await session_of(running)
             talking = asyncio.create_task(talk(3000, connected))
             for _ in range(8):
                 await asyncio.sleep(chance.random())
@@ -250,6 +251,7 @@ async def test_a_session_is_taken_over_from_a_connection_that_the_server_thinks_
         running = await network.serve(heard.listen(server()))
         connected = await network.connect(client(), up=WIRE, down=WIRE)
         await connected.emit("a", 1)
+        await session_of(running)
         network.impair(connected, up=HOLE, down=HOLE)
         connected._peer.close()
         await down(connected)

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from rpc_support import outcome, turns, virtual
+from rpc_support import outcome, session_of, turns, virtual
 
 from echostream import Identity, Unavailable
 from echostream.builder import ClientBuilder, ServerBuilder
@@ -106,6 +106,7 @@ async def test_a_server_that_is_back_tells_its_clients_by_a_stateless_reset() ->
     async with QuicNetwork() as network:
         first = await network.serve(server())
         connected = await network.connect(client(keepalive=20.0), up=WIRE, down=WIRE)
+        await connected.request("echo")
         await network.kill(first)
         await network.serve(server())
         start = loop.time()
@@ -139,7 +140,7 @@ async def test_a_server_that_refuses_the_client_for_good_is_not_asked_again() ->
     async with QuicNetwork() as network:
         running = await network.serve(server())
         connected = await network.connect(client(), up=WIRE, down=WIRE)
-        (session,) = running.context.sessions
+        session = await session_of(running)
         session._peer.close(Close.AUTHENTICATION_FAILED, "the account is closed")
         await connected.wait_closed()
         error = await outcome(connected.request("echo"))
@@ -160,7 +161,7 @@ async def test_a_hook_that_fails_is_tried_again() -> None:
     async with QuicNetwork() as network:
         running = await network.serve(server())
         connected = await network.connect(client().on_connect(on_connect), up=WIRE, down=WIRE)
-        (session,) = running.context.sessions
+        session = await session_of(running)
         await session.close()
         await down(connected)
         assert await connected.request("echo", 1) == 1
