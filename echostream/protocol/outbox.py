@@ -151,12 +151,17 @@ class Outbox:
         """Write these before anything else: with the number that they have, or a new one. From now
         on ``journal`` keeps what is written for the first time."""
         waiting = self.surrender()
-        for entry in (*entries, *waiting):
-            self._events[crc32(entry.name.encode()) % EVENT_LANES].append(entry)
-            self.event_bytes += len(entry.payload) + EVENT_OVERHEAD
+        self.extend(entries)
+        self.extend(waiting)
         self.journal = journal
         if journal is not None:
             self._event_number = journal.last
+
+    def extend(self, entries: Iterable[Entry]) -> None:
+        """Write these after what waits."""
+        for entry in entries:
+            self._events[crc32(entry.name.encode()) % EVENT_LANES].append(entry)
+            self.event_bytes += len(entry.payload) + EVENT_OVERHEAD
 
     def surrender(self) -> list[Entry]:
         """Take out the events that were never written; those of one name are in order."""

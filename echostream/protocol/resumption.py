@@ -144,11 +144,12 @@ class Journal:
 
 class Resumption:
     """Both directions of one event session. ``token`` names it; who knows it can take it over.
-    ``pending``: events that no connection has written yet, in order. ``resent`` and ``lost`` count
-    events: written again, and given up."""
+    ``known``: both sides have agreed on it once. ``pending``: events that no connection has written
+    yet, in order. ``resent`` and ``lost`` count events: written again, and given up."""
 
     def __init__(self, token: bytes) -> None:
         self.token = token
+        self.known = False
         self.journal = Journal()
         self.delivered = Delivered()
         self.pending: deque[Entry] = deque()
@@ -164,7 +165,11 @@ class Resumption:
     def take(self) -> list[Entry]:
         """What the next connection has to write: what may have been lost, then what is new."""
         self.resent += len(self.journal)
-        entries = [*self.journal.entries, *self.pending]
+        return [*self.journal.entries, *self.take_pending()]
+
+    def take_pending(self) -> list[Entry]:
+        """What is new."""
+        entries = list(self.pending)
         self.pending.clear()
         self.pending_bytes = 0
         return entries

@@ -12,7 +12,7 @@ from echostream.codes import Close
 from echostream.errors import ProtocolError
 from echostream.protocol import events as ev
 from echostream.protocol.hello import Hello
-from echostream.protocol.resumption import Delivered, Journal, Resumption
+from echostream.protocol.resumption import Delivered, Entry, Journal, Resumption
 
 if TYPE_CHECKING:
     from echostream.rpc.peer import Peer
@@ -48,8 +48,8 @@ class EventSession:
         self.offer: ev.ResumeReceived | None = None
         """What the client offered, on the server."""
         self.on_offer: Callable[[], None] | None = None
-        self.fresh = False
-        """Whether the server knew nothing of the session."""
+        self.unwritten: list[Entry] = []
+        """Events of a connection that ended before both sides agreed where to go on."""
 
     @property
     def kept(self) -> bool:
@@ -79,6 +79,13 @@ class EventSession:
         self._peer.protocol.resume(delivered.upto, delivered.ranges, journal.first)
         self._peer.connection.wake()
 
+    def go_on(self) -> None:
+        """Write what came while the ``on_connect`` hooks ran."""
+        resumption = self._resumption
+        if resumption is not None and self._delivered is not None and resumption.pending:
+            self._peer.outbox.extend(self._fitting(resumption, resumption.take_pending()))
+            self._peer.connection.wake()
+
     async def wait_settled(self) -> None:
         """Wait until the peer has handled all that was written, or the connection has ended."""
         resumption = self._resumption
@@ -96,6 +103,7 @@ class EventSession:
         if offer is None or self._peer.ended is not None:
             return
         self._resumption = resumption
+        resumption.known = True
         if fresh:
             resumption.delivered = Delivered(max(upto, offer.first - 1))
         else:
@@ -141,7 +149,6 @@ class EventSession:
                 self.on_offer()
 
     def _answered(self, resumption: Resumption, event: ev.ResumeReceived) -> None:
-        self.fresh = event.fresh
         if event.fresh:
             resumption.delivered = Delivered()
         else:
@@ -153,14 +160,18 @@ class EventSession:
         self._delivered = delivered = resumption.delivered
         self._acknowledged = delivered.upto
         peer = self._peer
-        limit = peer.protocol.peer.limits.message_size
-        entries = resumption.take()
-        fit = [entry for entry in entries if len(entry.payload) <= limit]
-        peer.outbox.adopt(fit, resumption.journal)
+        peer.outbox.adopt(self._fitting(resumption, resumption.take()), resumption.journal)
         peer.outbox.events_held = False
         peer.protocol.inbox.begin_events(delivered.upto, delivered.beyond)
         peer.pump()
         peer.connection.wake()
+
+    def _fitting(self, resumption: Resumption, entries: list[Entry]) -> list[Entry]:
+        """Those that the peer takes."""
+        limit = self._peer.protocol.peer.limits.message_size
+        fit = [entry for entry in entries if len(entry.payload) <= limit]
+        resumption.lost += len(entries) - len(fit)
+        return fit
 
     def _give_up(self, resumption: Resumption) -> None:
         """The server cannot resume: what was written before may be lost."""
@@ -214,8 +225,11 @@ class EventSession:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._resumption is not None:
-            for entry in self._peer.outbox.surrender():
+        unwritten = self._peer.outbox.surrender()
+        if self._resumption is None:
+            self.unwritten = unwritten
+        else:
+            for entry in unwritten:
                 self._resumption.keep(entry)
         self._settle()
 
@@ -246,10 +260,9 @@ class EventSession:
 
 
 class _Live:
-    def __init__(self, peer: Peer, resumption: Resumption, fresh: bool) -> None:
+    def __init__(self, peer: Peer, resumption: Resumption) -> None:
         self.peer = peer
         self.resumption = resumption
-        self.fresh = fresh
         self.over: asyncio.Future[None] = peer.loop.create_future()
 
 
@@ -275,33 +288,42 @@ class EventSessions:
         if peer.ended is not None:
             return None
         resumption = self._take(token, peer.loop.time())
-        fresh = resumption is None
-        if resumption is None:
-            resumption = Resumption(token)
-        self._live[token] = _Live(peer, resumption, fresh)
-        return resumption, fresh
+        self._live[token] = _Live(peer, resumption)
+        return resumption, not resumption.known
 
     def release(self, peer: Peer, *, keep: bool) -> None:
         """The connection is over, and so are its listeners."""
         token = peer.events.token
-        holder = None if token is None else self._live.get(token)
-        if token is None or holder is None or holder.peer is not peer:
+        if token is None:
             return
-        del self._live[token]
-        holder.over.set_result(None)
-        if keep and (peer.events.kept or not holder.fresh):
+        now = peer.loop.time()
+        holder = self._live.get(token)
+        if holder is not None and holder.peer is not peer:  # the client is back already
+            for entry in peer.events.unwritten:
+                holder.resumption.keep(entry)
+            holder.peer.events.go_on()
+            return
+        if holder is None:
+            resumption = self._take(token, now)
+        else:
             resumption = holder.resumption
-            self._kept[token] = resumption, peer.loop.time() + KEPT_S
+            del self._live[token]
+            holder.over.set_result(None)
+        for entry in peer.events.unwritten:
+            resumption.keep(entry)
+        if keep and (resumption.known or resumption.pending):
+            self._kept[token] = resumption, now + KEPT_S
             self._kept_bytes += _size(resumption)
             while len(self._kept) > KEPT or self._kept_bytes > KEPT_BYTES:
                 self._forget()
 
-    def _take(self, token: bytes, now: float) -> Resumption | None:
+    def _take(self, token: bytes, now: float) -> Resumption:
         while self._kept and next(iter(self._kept.values()))[1] <= now:
             self._forget()
-        resumption, _ = self._kept.pop(token, (None, 0.0))
-        if resumption is not None:
-            self._kept_bytes -= _size(resumption)
+        if token not in self._kept:
+            return Resumption(token)
+        resumption, _ = self._kept.pop(token)
+        self._kept_bytes -= _size(resumption)
         return resumption
 
     def _forget(self) -> None:

@@ -276,6 +276,7 @@ class Link:
         self._peer = peer
         self._young = self._early = None
         self._connections += 1
+        peer.events.go_on()
         peer.connection.on_unreachable = lambda: self._unreachable(peer)
         self._tell()
 

@@ -24,6 +24,7 @@ from echostream.protocol.resumption import (
     Journal,
 )
 from echostream.rpc.call import current_call
+from echostream.rpc.context import ClientContext
 from echostream.testing import Impairment, QuicNetwork
 
 HOLE = Impairment(blackhole=True)
@@ -382,3 +383,43 @@ def test_delivered_names_what_is_missing(seed: int) -> None:
 
 def test_unavailable_says_whether_the_call_was_made() -> None:
     assert Unavailable("x").unserved is False
+
+
+@virtual
+async def test_events_emitted_while_the_hooks_run_follow_them() -> None:
+    heard = Heard()
+
+    async def on_connect(ctx: ClientContext) -> None:
+        await ctx.emit("b", 0)
+        await asyncio.sleep(1.0)  # long after both sides have agreed where to go on
+
+    async with QuicNetwork() as network:
+        first = await network.serve(heard.listen(server()))
+        connected = await network.connect(client().on_connect(on_connect), up=WIRE, down=WIRE)
+        await network.kill(first)
+        await down(connected)
+        await network.serve(heard.listen(server()))
+        for number in range(200):
+            await connected.emit("a", number)
+            await asyncio.sleep(0.05)
+        await heard.all(202)
+        assert heard.values == {"a": list(range(200)), "b": [0, 0]}
+
+
+@virtual
+async def test_events_of_a_session_that_ends_at_once_are_not_lost() -> None:
+    """The server emits before the client has said where it goes on, and the path breaks."""
+    heard = Heard()
+    emitted: list[int] = []
+
+    async def on_connect(session: Session) -> None:
+        emitted.append(len(emitted))
+        await session.emit("a", emitted[-1])
+        if len(emitted) == 1:
+            await session.close()
+
+    async with QuicNetwork() as network:
+        await network.serve(server().on_connect(on_connect))
+        await network.connect(heard.listen(client()), up=WIRE, down=WIRE)
+        await heard.all(2)
+        assert heard.values["a"] == [0, 1]

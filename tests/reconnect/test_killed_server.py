@@ -98,7 +98,8 @@ def test_a_server_killed_and_restarted(tmp_path: Path) -> None:
             asyncio.create_task(outcome(clients[number % CLIENTS].request("work", number)))
             for number in range(CALLS)
         ]
-        await asyncio.sleep(0.15)
+        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(0.05)
         process.kill()
         killed = loop.time()
         await process.wait()
