@@ -62,7 +62,7 @@ class Reconnect:
 
     attempts: int | None = None
     first_backoff: float = 0.1
-    max_backoff: float = 5.0
+    max_backoff: float = 3.0
     keepalive: float = 5.0
     early_data: bool = False
 

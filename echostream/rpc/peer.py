@@ -461,6 +461,9 @@ class Peer:
     def _take_leave(self, message: str) -> None:
         self._going_away = self._going_away or message or "going away"
         self.busy = True
+        for waiter in self._slot_waiters:
+            if not waiter.done():
+                waiter.set_exception(self._leaving())
         self.events.leave()
         if self.on_leaving is not None:
             on_leaving, self.on_leaving = self.on_leaving, None
