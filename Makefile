@@ -6,8 +6,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(wildcard ext/*.pyx ext/*.pxd ext/*/*.pxi echostream/_ext/*.pxd)
 
-.PHONY: help setup demo test lint types smoke check bench fuzz soak-security wheel clean FORCE
+.PHONY: help setup demo test lint types smoke check bench fuzz sanitize soak soak-security wheel clean FORCE
 SECONDS ?= 60
+MINUTES ?= 60
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -43,11 +44,32 @@ fuzz: setup ## SECONDS=60 of random and mutated input for each parser
 soak-security: setup ## the tests of bad networks and hostile peers in full size (an hour or so)
 	ECHOSTREAM_FULL=1 $(RUN) -m pytest -s tests/badnet tests/hostile tests/fuzz
 
-check: setup ## the tests alone
+check: setup ## the tests alone; those of the data path also without what is compiled for it
 	$(RUN) -m pytest
+	ECHOSTREAM_ACCEL=0 ECHOSTREAM_BATCH=0 $(RUN) -m pytest $(PLAIN_TOO)
 
-soak: setup ## 100 kills of processes, and 1 GB into a reader that sleeps: some minutes
+# Those of tests/transport/quic run on both classes by themselves.
+PLAIN_TOO := tests/transport tests/rpc/test_calls.py tests/rpc/test_lifecycle.py \
+    tests/rpc/test_streams.py tests/system/test_over_quic.py --ignore=tests/transport/quic
+
+soak: setup ## 100 kills of processes, 1 GB into a reader that sleeps, and MINUTES=60 of all traffic
 	ECHOSTREAM_TEST_KILLS=100 ECHOSTREAM_TEST_BULK_MB=1024 $(RUN) -m pytest tests/system/test_processes.py -rP
+	ECHOSTREAM_SOAK_S=$$(($(MINUTES) * 60)) $(RUN) -m pytest -s tests/system/test_soak.py
+
+SANITIZED := build/sanitized
+SANITIZERS := address,undefined
+runtime = $(shell $(CC) -print-file-name=lib$(1).so)
+
+sanitize: setup ## the compiled code, built with ASAN and UBSAN, through the tests that use it most
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	git ls-files -z --cached --others --exclude-standard | tar --null -T - -cf - | tar -xf - -C $(SANITIZED)
+	cd $(SANITIZED) && ECHOSTREAM_SANITIZE=$(SANITIZERS) $(CURDIR)/$(RUN) setup.py -q build_ext --inplace
+	cd $(SANITIZED) && LD_PRELOAD="$(call runtime,asan) $(call runtime,ubsan)" \
+	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	    PYTHONMALLOC=malloc $(CURDIR)/$(RUN) -m pytest $(SANITIZED_TESTS)
+
+SANITIZED_TESTS := tests/transport/test_sockets.py tests/transport/test_endpoint.py \
+    tests/transport/quic tests/test_frame_codec.py tests/fuzz
 
 wheel: setup ## sdist and, from it, wheel, in dist/
 	$(RUN) -m build --no-isolation --outdir dist
@@ -96,7 +118,9 @@ $(VENV)/installed: $(VENV)/made pyproject.toml
 	@$(RUN) -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]'
 	@touch $@
 
-MISSING := $(strip $(foreach source,$(wildcard ext/*.pyx),\
+LINUX_ONLY := ext/udp_batch.pyx
+COMPILED := $(filter-out $(if $(filter Linux,$(shell uname)),,$(LINUX_ONLY)),$(wildcard ext/*.pyx))
+MISSING := $(strip $(foreach source,$(COMPILED),\
 $(if $(wildcard echostream/_ext/$(basename $(notdir $(source))).*.so),,$(source))))
 
 $(VENV)/built: $(VENV)/installed setup.py $(SOURCES) $(if $(MISSING),FORCE)

@@ -45,6 +45,8 @@ if ABI3:
 if not DEBUG:
     macros.append(("CYTHON_WITHOUT_ASSERTIONS", "1"))
 
+LINUX_ONLY = {"udp_batch"}  # recvmmsg and sendmmsg
+
 compile_args = [] if sys.platform == "win32" else ["-O3", "-g0", "-fno-math-errno"]
 link_args = []
 if SANITIZE:
@@ -87,6 +89,7 @@ setup(
             py_limited_api=ABI3,
         )
         for source in sorted(Path("ext").glob("*.pyx"))
+        if sys.platform == "linux" or source.stem not in LINUX_ONLY
     ],
     cmdclass={"build_ext": build_ext},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},

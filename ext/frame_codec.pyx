@@ -340,7 +340,7 @@ cdef class FrameParser:
         self._enter(STREAM)
         if self._failed is not None:
             raise ValueError(self._failed)
-        if self._pos == self._end:
+        if self._pos == self._end and self._queued == 0:
             self._read(data)
         elif len(data):
             self._queue.append(data)

@@ -99,7 +99,7 @@ cdef class JitterRing:
         Control control
         float* scratch
         bint started, concealing, heard
-        int64_t cursor, newest, silence_from, held, flushes_seen
+        int64_t cursor, newest, silence_from, held, flushes_seen, patched
         double reference, deviation, earliness
 
     def __cinit__(self):
@@ -194,6 +194,21 @@ cdef class JitterRing:
                 )
         finally:
             PyBuffer_Release(&view)
+        return outcome
+
+    def push_late(
+        self, int64_t sequence_number, int64_t timestamp, int64_t arrival_ns, int epoch=0
+    ):
+        """A packet whose audio nobody wants any more, for a caller that decodes it himself: it is
+        counted as late, and learned from. Returns what became of it."""
+        cdef int outcome
+        self._check(sequence_number, timestamp, 0, epoch, True)
+        with nogil:
+            outcome = self._push(
+                sequence_number, timestamp, self.arena, 0, arrival_ns, epoch, False
+            )
+            if outcome == 0:
+                atomic_add(&self.n.late, 1)
         return outcome
 
     def push_many(
@@ -589,6 +604,38 @@ cdef class JitterRing:
         atomic_add(&self.n.raised, max(instead_of - frames, 0))
         atomic_add(&self.n.lowered, max(frames - instead_of, 0))
         return real
+
+    def position(self, int64_t timestamp):
+        """Where a packet's timestamp lies on the timeline of ``cursor_timestamp``. Only for one
+        thread that both pushes and pulls."""
+        return timestamp + self.line.timestamp_shift
+
+    def patch(self, int64_t timestamp, payload):
+        """Put what a codec made up in place of a lost packet, counted as concealed. Only for one
+        thread that both pushes and pulls. Returns how many of its frames are still to be played."""
+        cdef Py_buffer view
+        cdef int64_t frames, passed, at = timestamp + self.line.timestamp_shift
+        PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
+        try:
+            self._check(0, timestamp, <size_t>view.len, 0, False)
+            frames = <int64_t>(<size_t>view.len / self.frame_bytes)
+            passed = max(self.cursor - at, 0)
+            if not self.started or passed >= frames or at + frames - self.cursor > self.pcm.size:
+                return 0
+            frames -= passed
+            pcm_write(
+                &self.pcm, at + passed, frames,
+                <const uint8_t*>view.buf + <size_t>passed * self.frame_bytes, self.int16, False,
+            )
+            self.newest = max(self.newest, at + passed + frames)
+        finally:
+            PyBuffer_Release(&view)
+        atomic_add(&self.n.concealed, frames)
+        atomic_add(&self.n.played_frames, -frames)
+        if at > self.patched:
+            atomic_add(&self.n.events, 1)
+        self.patched = at + passed + frames
+        return frames
 
     def gap(self, int64_t frames, int64_t ahead=0):
         """How many frames are missing from ``ahead`` frames after the cursor on, at most ``frames``."""

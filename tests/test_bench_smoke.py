@@ -27,8 +27,11 @@ ROOT = Path(__file__).resolve().parents[1]
 HERE = [name for name in ("udp", "tls-msgpack", "echostream") if not CONTENDERS[name].missing()]
 
 
-def test_every_scenario_runs_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--smoke", "--json", "--contenders", ",".join(HERE)]) == 0
+def test_every_scenario_runs_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    plot = tmp_path / "plot.png"
+    arguments = ["--smoke", "--json", "--contenders", ",".join(HERE), "--plot", str(plot)]
+    assert cli.main(arguments) == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert {(row["scenario"], row["contender"]) for row in rows} == {
         (scenario, name) for name in HERE for scenario in CONTENDERS[name].scenarios

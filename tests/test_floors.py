@@ -28,7 +28,8 @@ FLOORS: list[list[set[str]]] = [
     [{"transport"}, {"discovery"}],
     [{"rpc", "plugin"}],
     [{"server", "client", "builder"}],
-    [{"contrib"}, {"testing"}, {"cli"}],
+    [{"contrib"}, {"testing"}],
+    [{"cli"}],
     [{"", "prelude"}],  # the facade: `echostream` itself
 ]
 

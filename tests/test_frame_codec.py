@@ -159,6 +159,35 @@ def test_frames_survive_any_split(
     assert (parser.skipped_frames, parser.buffered) == (skipped, 0)
 
 
+@given(
+    st.integers(1, 12),
+    st.lists(st.integers(0, 1 << 16), max_size=12),
+    st.booleans(),
+    st.lists(st.integers(0, 3), min_size=13, max_size=13),
+)
+@settings(max_examples=300, deadline=None)
+@pytest.mark.parametrize("which", ["_ext", "protocol"])
+def test_frames_stay_in_order_when_the_reader_lags(
+    which: str, count: int, at: list[int], whole_frames: bool, pace: list[int]
+) -> None:
+    """A paused stream goes on being fed, also where a chunk ended with a frame."""
+    codec = pytest.importorskip(f"echostream.{which}.frame_codec")
+    wire = [codec.encode_frame(0x14, 4 * n, b"x" * n) for n in range(count)]
+    chunks = wire if whole_frames else cut(b"".join(wire), at)
+    parser = codec.FrameParser(1 << 20)
+    found = []
+    for chunk, frames_taken in zip(chunks, pace, strict=False):
+        parser.feed(chunk)
+        for _ in range(frames_taken):
+            if not parser.next():
+                break
+            found.append(parser.id)
+    while parser.next():
+        found.append(parser.id)
+    assert found == [4 * n for n in range(count)]
+    assert parser.buffered == 0
+
+
 @given(st.lists(any_frame, min_size=1, max_size=4))
 @settings(max_examples=60, deadline=None)
 @pytest.mark.parametrize("which", ["_ext", "protocol"])

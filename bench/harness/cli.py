@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import shlex
 import signal
@@ -13,8 +14,9 @@ from pathlib import Path
 
 from bench.harness.machine import machine_facts
 from bench.harness.measure import Plan
+from bench.harness.plot import draw
 from bench.harness.registry import CONTENDERS
-from bench.harness.report import Report, write_between_markers
+from bench.harness.report import Report, summarize, write_between_markers
 from bench.harness.run import Cell, run
 from bench.harness.scenarios import SCENARIOS
 
@@ -33,7 +35,10 @@ _SMOKE = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and report. Returns 1 when anything that takes part failed, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install 'echostream[plot]'")
     missing = {
         name: why for name in options.contenders if (why := CONTENDERS[name].missing()) is not None
     }
@@ -69,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(report.as_markdown(), end="")
     if options.write is not None:
         write_between_markers(options.write, report.as_markdown())
+    if options.plot is not None:
+        draw(summarize(cells, options.references), options.plot)
     return 1 if failures else 0
 
 
@@ -111,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--write", type=Path, metavar="FILE", help="put the table between the markers of FILE"
     )
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the table as well")
     return parser
 
 

@@ -26,7 +26,10 @@ VERBS = {
     "call": "call a method of a server and print its result",
     "emit": "send an event to a server",
     "listen": "print the events that a server emits",
+    "play": "stream a file, or the microphone, to a server",
+    "record": "take a stream from a server, into a file or to the speaker",
     "replay": "what the jitter buffer makes of a recorded network",
+    "bench": "how fast calls, events and streams are here, or to a server elsewhere",
     "identity": "show this user's key, and the servers whose keys are known",
     "doctor": "check this machine, and say what to do",
 }

@@ -18,9 +18,14 @@ from echostream.transport.trust import Trust
 __all__ = ["add_connection_arguments", "client_builder", "json_text", "parse_json"]
 
 
-def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
-    """ADDR, the trust options and ``--timeout``."""
-    parser.add_argument("address", metavar="ADDR", help="the server, as HOST:PORT or [IPV6]:PORT")
+def add_connection_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """ADDR, the trust options and ``--timeout``. Without an ``optional`` ADDR it is ``None``."""
+    parser.add_argument(
+        "address",
+        metavar="ADDR",
+        nargs="?" if optional else None,
+        help="the server, as HOST:PORT or [IPV6]:PORT",
+    )
     parser.add_argument(
         "--timeout", metavar="S", type=float, default=10.0, help="seconds to wait (default: 10)"
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from echostream.cli.errors import BadInput
 
-__all__ = ["Clip", "WavError", "read_wav", "write_wav"]
+__all__ = ["Clip", "WavError", "WavWriter", "read_wav", "write_wav"]
 
 _CONVERT = "convert it, for example: ffmpeg -i IN.wav -c:a pcm_s16le OUT.wav"
 
@@ -58,10 +58,29 @@ def read_wav(path: str | os.PathLike[str]) -> Clip:
     return Clip(samples.astype(np.int16, copy=False), rate)
 
 
+class WavWriter:
+    """A WAV file that is written piece by piece; what is there is complete after :meth:`close`.
+    Raises ``OSError``."""
+
+    def __init__(self, path: str | os.PathLike[str], sample_rate: int, channels: int) -> None:
+        self._file = wave.open(os.fspath(path), "wb")  # noqa: SIM115 - closed by close
+        self._file.setnchannels(channels)
+        self._file.setsampwidth(2)
+        self._file.setframerate(sample_rate)
+
+    def write(self, samples: NDArray[np.int16]) -> None:
+        """Append int16 samples ``(frames, channels)``."""
+        self._file.writeframes(np.ascontiguousarray(samples, "<i2").tobytes())
+
+    def close(self) -> None:
+        """Write the header's lengths."""
+        self._file.close()
+
+
 def write_wav(path: str | os.PathLike[str], samples: NDArray[Any], sample_rate: int) -> None:
     """Write int16 samples ``(frames, channels)``. Raises ``OSError``."""
-    with wave.open(os.fspath(path), "wb") as file:
-        file.setnchannels(samples.shape[1])
-        file.setsampwidth(2)
-        file.setframerate(sample_rate)
-        file.writeframes(np.ascontiguousarray(samples, "<i2").tobytes())
+    writer = WavWriter(path, sample_rate, samples.shape[1])
+    try:
+        writer.write(samples)
+    finally:
+        writer.close()

@@ -121,7 +121,7 @@ class JitterRing:
         self._pcm = np.zeros((ring_frames, channels), dtype=np.float32)
         self._marks = np.zeros(ring_frames, dtype=np.uint8)
         self._started = self._concealing = self._heard = False
-        self._cursor = self._newest = self._held = 0
+        self._cursor = self._newest = self._held = self._patched = 0
         self._silence_from = FOREVER
         self._reference = self._deviation = self._earliness = 0.0
 
@@ -138,13 +138,26 @@ class JitterRing:
     ) -> int:
         data = memoryview(payload).cast("B")
         self._check(sequence_number, timestamp, len(data), epoch, silence)
+        frames = self._samples(data)
+        with self._lock:
+            return self._push(sequence_number, timestamp, frames, arrival_ns, epoch, silence)
+
+    def _samples(self, data: memoryview) -> NDArray[np.float32]:
         if self._int16:
             samples = np.frombuffer(data, np.int16).astype(np.float32) * np.float32(1.0 / 32768.0)
         else:
             samples = np.frombuffer(data, np.float32).copy()
-        frames = samples.reshape(-1, self._channels)
+        return samples.reshape(-1, self._channels)
+
+    def push_late(
+        self, sequence_number: int, timestamp: int, arrival_ns: int, epoch: int = 0
+    ) -> int:
+        self._check(sequence_number, timestamp, 0, epoch, True)
+        nothing = np.zeros((0, self._channels), np.float32)
         with self._lock:
-            return self._push(sequence_number, timestamp, frames, arrival_ns, epoch, silence)
+            outcome = self._push(sequence_number, timestamp, nothing, arrival_ns, epoch, False)
+            self._n["late"] += outcome == ACCEPTED
+            return outcome
 
     def push_many(
         self,
@@ -507,6 +520,29 @@ class JitterRing:
             self._n["raised"] += max(instead_of - len(array), 0)
             self._n["lowered"] += max(len(array) - instead_of, 0)
             return real
+
+    def position(self, timestamp: int) -> int:
+        return timestamp + self._timestamp_shift
+
+    def patch(self, timestamp: int, payload: Any) -> int:
+        data = memoryview(payload).cast("B")
+        self._check(0, timestamp, len(data), 0, False)
+        samples = self._samples(data)
+        with self._lock:
+            at, frames = timestamp + self._timestamp_shift, len(samples)
+            passed = max(self._cursor - at, 0)
+            if not self._started or passed >= frames or at + frames - self._cursor > self._size:
+                return 0
+            frames -= passed
+            rows = self._rows(at + passed, frames)
+            self._pcm[rows] = samples[passed:]
+            self._marks[rows] = 1
+            self._newest = max(self._newest, at + passed + frames)
+            self._n["concealed"] += frames
+            self._n["played_frames"] -= frames
+            self._n["events"] += at > self._patched
+            self._patched = at + passed + frames
+            return frames
 
     def gap(self, frames: int, ahead: int = 0) -> int:
         if not 0 <= ahead <= self._size - self._max_pull or not 0 <= frames <= self._max_pull:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from echostream.errors import ConfigurationError
+from echostream.media.codec import CodecStatistics
 from echostream.media.conceal import Concealer
 from echostream.media.drift import DriftController
 from echostream.media.frame import AudioFormat, AudioFrame
@@ -57,7 +58,8 @@ class PlayoutStatistics:
     ``pulled_frames`` went out in all; ``stretched`` blocks were shortened or lengthened (voice);
     ``ratio`` is the resampler's, 1.0 for voice; ``drift_ppm`` the sender's clock against the one
     that pulls, as far as music has learned it. ``delay_ns`` is the time from the arrival of the
-    fastest packets to their playout, now; ``buffer.target_delay_ns`` what it should be.
+    fastest packets to their playout, now; ``buffer.target_delay_ns`` what it should be. ``codec``:
+    what became of packets that had to be decoded.
     """
 
     buffer: JitterStatistics
@@ -66,6 +68,7 @@ class PlayoutStatistics:
     ratio: float
     drift_ppm: float
     delay_ns: int
+    codec: CodecStatistics | None = None
 
 
 class Playout:

@@ -272,7 +272,7 @@ class FrameParser:
         self._enter("stream")
         if self._failed is not None:
             raise ValueError(self._failed)
-        if self._pos < self._end:
+        if self._pos < self._end or self._queue:
             if data:
                 self._queue.append(data)
                 self._queued += len(data)

@@ -25,6 +25,8 @@ from echostream.protocol.ordering import EventOrder
 __all__ = ["Inbox"]
 
 FIELDS_ALLOWANCE = 32 * 1024
+DATAGRAM_BACKLOG = 2048
+"""Events that wait to be taken above which DATAGRAMs are dropped: they have no flow control."""
 
 
 class _Incoming:
@@ -90,6 +92,7 @@ class Inbox:
         self.stopped_large = 0
         self.repeated_events = 0
         self.bad_datagrams = 0
+        self.overrun_datagrams = 0
         self._on: dict[int, Callable[[FrameParser, _Incoming], ev.ProtocolEvent | None]] = {
             frames.HELLO: self._on_hello,
             frames.GOAWAY: self._on_goaway,
@@ -181,7 +184,10 @@ class Inbox:
 
     def receive_datagram(self, data: bytes) -> None:
         """One DATAGRAM: media packets, events with ``delivery="realtime"``, clock frames that share
-        it with others."""
+        it with others. Dropped, and counted, where too much waits already."""
+        if len(self._events) >= DATAGRAM_BACKLOG:
+            self.overrun_datagrams += 1
+            return
         parser = self._datagrams
         try:
             more = parser.parse_datagram(data)

@@ -49,6 +49,13 @@ class EventOrder:
         """Take one event. Returns what may be delivered now, in order; ``None`` for a repeated
         number. Raises ``ProtocolError`` where the peer asks to hold more than the bounds."""
         number = event.number
+        if (
+            number == self._next
+            and predecessor < number
+            and not (self._beyond or self._waiting or self._queues)
+        ):
+            self._next = number + 1  # nothing is missing, nothing waits
+            return [event]
         if self._known(number):
             return None
         queue = self._queues.get(event.name) if self._queues else None

@@ -11,8 +11,10 @@ import asyncio
 import inspect
 import logging
 from collections import deque
+from collections.abc import Coroutine
+from contextvars import copy_context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from echostream.codes import Close, Reset, Status
 from echostream.errors import ConnectionClosed, InvalidPayload, RpcError
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from echostream.rpc.receiver import StreamReceiver
 
 __all__ = ["Dispatcher", "Routes"]
+
+_Queued: TypeAlias = "tuple[Route, ev.RequestReceived, Any, float | None]"
 
 logger = logging.getLogger("echostream.rpc")
 
@@ -76,7 +80,12 @@ class Dispatcher:
         self._waiting: dict[int, tuple[ev.RequestReceived, float]] = {}
         self._waiting_bytes = 0
         self._hints = HINTS
-        self._calls: dict[int, asyncio.Task[None]] = {}
+        self._calls: dict[int, asyncio.Task[None] | None] = {}  # None: it has not begun
+        self._queued: deque[_Queued] = deque()
+        self._outside = copy_context()  # what each call begins with
+        self._worker: asyncio.Task[None] | None = None
+        self._serving: Route | None = None
+        self._waiting_routes: set[str] = set()
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._silenced: set[int] = set()
         self._early_cancels: dict[int, None] = {}
@@ -197,7 +206,7 @@ class Dispatcher:
         """After :meth:`connection_lost`: wait until the tasks took it, ``STOP_S`` at most, or
         ``LISTENER_GRACE_S`` for listeners that go on. Stream handlers are then cancelled, but
         those go on whose stream had ended cleanly."""
-        tasks = [*self._calls.values(), *self._streams, *self._listeners]
+        tasks = [*filter(None, self._calls.values()), *self._streams, *self._listeners]
         if not tasks:
             return
         _, pending = await asyncio.wait(tasks, timeout=self._grace_s)
@@ -275,9 +284,53 @@ class Dispatcher:
         except InvalidPayload as exc:
             peer.refuse(call_id, Status.INVALID_ARGUMENT, exc.message)
             return
-        self._calls[call_id] = peer.loop.create_task(self._serve(route, event, argument, deadline))
+        if route.name in self._waiting_routes:
+            self._calls[call_id] = self._task(self._serve(route, event, argument, deadline))
+        else:
+            self._calls[call_id] = None
+            self._queued.append((route, event, argument, deadline))
+            if self._worker is None:
+                self._hire()
         if deadline is not None:
             self._timers[call_id] = peer.loop.call_at(deadline, self._expire, call_id)
+
+    # Most handlers do not wait, and a task for each call would cost more than the call: so one task
+    # serves what is queued. As soon as a handler does wait, that task is its own, and the others
+    # get theirs.
+
+    def _task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return self._peer.loop.create_task(coroutine, context=self._outside.copy())
+
+    def _hire(self) -> None:
+        self._worker = self._task(self._work())
+        self._peer.loop.call_soon(self._relieve, self._worker)  # right behind its first step
+
+    async def _work(self) -> None:
+        worker = self._worker
+        assert worker is not None
+        while self._queued:
+            queued = self._queued.popleft()
+            self._calls[queued[1].call_id] = worker
+            self._serving = queued[0]
+            await self._serve(*queued)
+            if self._worker is not worker:  # it waited
+                return
+            if worker.cancelling() or copy_context() != self._outside:
+                break
+        self._worker = self._serving = None
+        if self._queued:
+            self._hire()
+
+    def _relieve(self, worker: asyncio.Task[None]) -> None:
+        if self._worker is not worker:
+            return
+        self._worker = None
+        if self._serving is not None:
+            self._waiting_routes.add(self._serving.name)
+            self._serving = None
+        queued, self._queued = self._queued, deque()
+        for each in queued:
+            self._calls[each[1].call_id] = self._task(self._serve(*each))
 
     def _start_waiting(self) -> None:
         """Start what waits, as far as there is room."""
@@ -305,10 +358,14 @@ class Dispatcher:
         """Cancel a call. One that has not begun (``False``) will never run: nobody else cleans up
         after it."""
         task = self._calls[call_id]
-        coroutine = task.get_coro()
-        assert inspect.iscoroutine(coroutine)
-        begun = inspect.getcoroutinestate(coroutine) != inspect.CORO_CREATED
-        task.cancel()
+        if task is None:
+            self._queued = deque(each for each in self._queued if each[1].call_id != call_id)
+            begun = False
+        else:
+            coroutine = task.get_coro()
+            assert inspect.iscoroutine(coroutine)
+            begun = inspect.getcoroutinestate(coroutine) != inspect.CORO_CREATED
+            task.cancel()
         if not begun:
             self._call_done(call_id)
         return begun
@@ -329,11 +386,16 @@ class Dispatcher:
     ) -> None:
         call_id = event.call_id
         peer = self._peer
+        token = None
         try:
-            metadata, at = take_at(decode_metadata(event.metadata))
-            _current.set(Call(route.name, metadata, deadline, peer.connection.clock))
-            if at is not None:
-                await self.schedule.wait_until(at)
+            if event.metadata is None:
+                call = Call(route.name, {}, deadline, peer.connection.clock)
+                token = _current.set(call)
+            else:
+                metadata, at = take_at(decode_metadata(event.metadata))
+                token = _current.set(Call(route.name, metadata, deadline, peer.connection.clock))
+                if at is not None:
+                    await self.schedule.wait_until(at)
             result = await route.call(self._context, argument)
             if peer.outbox.call_bytes > QUEUE_HIGH:
                 await peer.wait_call_room()  # the call counts as running until there is room
@@ -349,6 +411,8 @@ class Dispatcher:
         except Exception as exc:
             self._failed(route, call_id, exc)
         finally:
+            if token is not None:
+                _current.reset(token)
             self._call_done(call_id)
             if not self._over:
                 peer.connection.wake()
@@ -437,10 +501,13 @@ class Dispatcher:
         while queue:
             argument, event = queue.popleft()
             try:
-                metadata, at = take_at(decode_metadata(event.metadata))
-                _current.set(Call(route.name, metadata, None, clock, event.number))
-                if at is not None and not await self._is_time(route.name, at):
-                    continue
+                if event.metadata is None:
+                    _current.set(Call(route.name, {}, None, clock, event.number))
+                else:
+                    metadata, at = take_at(decode_metadata(event.metadata))
+                    _current.set(Call(route.name, metadata, None, clock, event.number))
+                    if at is not None and not await self._is_time(route.name, at):
+                        continue
                 await route.call(self._context, argument)
             except asyncio.CancelledError:
                 if self._is_asked_to_stop():

@@ -16,6 +16,8 @@ LEAD_S = 0.06
 """A reliable stream may run this far ahead of real time; what is further ahead waits."""
 RESTART_S = 1.0
 """Behind real time by more than that, a reliable stream has paused, and begins anew."""
+MAX_TIMESTAMP = 1 << 62
+"""Of what is played: times behind it do not fit 64 bits any more."""
 PACE = 1.0005
 """What waits is released a little faster than real time (less than a cent), so that a sender with a
 fast clock does not lengthen the queue for ever."""
@@ -63,6 +65,9 @@ class PlayoutFeed:
 
     def push(self, event: MediaReceived, arrival: float) -> None:
         """Take in one packet that arrived at ``arrival`` (s, monotonic)."""
+        if event.timestamp >= MAX_TIMESTAMP:
+            self._on_fault(f"timestamp {event.timestamp} is 2**62 or more")
+            return
         if event.stream_id >= 0 and (self._waiting or self._lead(event, arrival) > LEAD_S):
             self._waiting.append(event)
             self._waiting_bytes += len(event.payload)

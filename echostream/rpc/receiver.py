@@ -18,6 +18,8 @@ from echostream.errors import (
     ProtocolError,
     StreamReset,
 )
+from echostream.media.codec import PCM
+from echostream.media.decoded import CodecPlayout
 from echostream.media.frame import AudioFormat, AudioFrame
 from echostream.media.playout import Playout, PlayoutStatistics
 from echostream.protocol import events as ev
@@ -25,7 +27,7 @@ from echostream.protocol import payload as payloads
 from echostream.rpc.aligned import Timeline
 from echostream.rpc.call import Metadata, decode_metadata
 from echostream.rpc.playing import PlayoutFeed
-from echostream.rpc.stream_options import agreed_format, format_to_wire, reset_name
+from echostream.rpc.stream_options import agreed_codec, agreed_format, format_to_wire, reset_name
 
 if TYPE_CHECKING:
     from echostream.rpc.peer import Peer
@@ -33,8 +35,10 @@ if TYPE_CHECKING:
 __all__ = ["ReceiverStatistics", "StreamReceiver"]
 
 Frame: TypeAlias = bytes | AudioFrame
+Item: TypeAlias = Frame | ev.MediaReceived
+"""What is queued: with a codec the packet, which is decoded when it is read."""
 
-RECEIVE_PACKETS = 256
+RECEIVE_PACKETS = 1024
 """Packets that wait for a reader; a reliable stream is paused there, a realtime one drops its
 oldest."""
 RECEIVE_BYTES = 256 * 1024
@@ -51,7 +55,8 @@ class ReceiverStatistics:
     flushed, ``queued`` wait for the reader now; all others were read. ``lost``: did not come
     (realtime; known from sequence numbers, and exactly when the sender has ended): what was sent is
     ``packets`` and ``lost``. ``duplicates``: came again. ``overdue``: ``recv_aligned`` handed them
-    out after the time at which they were to be heard.
+    out after the time at which they were to be heard. ``undecodable``: are no packets of the
+    stream's codec, and were passed over like lost ones.
     """
 
     packets: int
@@ -64,6 +69,7 @@ class ReceiverStatistics:
     queued: int
     playout: PlayoutStatistics | None = None
     overdue: int = 0
+    undecodable: int = 0
 
 
 class StreamReceiver:
@@ -79,9 +85,14 @@ class StreamReceiver:
         self.realtime = opened.realtime
         self.metadata: Metadata = decode_metadata(opened.metadata)
         self.format = agreed_format(opened.options, formats)
+        self.codec = agreed_codec(opened.options, self.format)
+        self._decoder = None
+        if self.codec is not PCM and self.format is not None:
+            self._decoder = self.codec.decoder(self.format)
+        self._undecodable = 0
         self._timeline = Timeline.from_wire(payloads.decode(opened.options), peer.clock)
         self._captured: dict[int, int] = {}  # capture times of what is queued, by number
-        self._queue: deque[tuple[int, Frame]] = deque()  # (extended number, item)
+        self._queue: deque[tuple[int, Item]] = deque()  # (extended number, item)
         self._queued_bytes = 0
         self._waiter: asyncio.Future[None] | None = None
         self._paused_stream = -1
@@ -121,6 +132,15 @@ class StreamReceiver:
     async def recv(self) -> Frame | None:
         """The next item; ``None`` at the clean end. Raises ``StreamReset`` when the sender gave up,
         ``ConnectionClosed`` when the connection ended first."""
+        while True:
+            item = await self._take()
+            if not isinstance(item, ev.MediaReceived):
+                return item
+            frame = self._decoded(item)
+            if frame is not None:
+                return frame
+
+    async def _take(self) -> Item | None:
         while not self._queue:
             if self._feed is not None:
                 raise ConfigurationError(
@@ -137,17 +157,29 @@ class StreamReceiver:
                 await self._waiter
             finally:
                 self._waiter = None
-        number, frame = self._queue.popleft()
+        number, item = self._queue.popleft()
         self._last_captured = self._captured.pop(number, 0)
         self._last_read = max(self._last_read, number)
-        self._queued_bytes -= _size(frame)
+        self._queued_bytes -= _size(item)
         if (
             self._paused_stream >= 0
             and len(self._queue) <= RECEIVE_PACKETS // 2
             and self._queued_bytes <= RECEIVE_BYTES // 2
         ):
             self._unpause()
-        return frame
+        return item
+
+    def _decoded(self, event: ev.MediaReceived) -> AudioFrame | None:
+        assert self._decoder is not None
+        assert self.format is not None
+        try:
+            samples = self._decoder.decode(event.payload)
+        except ProtocolError:
+            self._undecodable += 1
+            return None
+        return AudioFrame(
+            samples, self.format, event.timestamp, event.capture_ts, event.sequence_number
+        )
 
     def playout(
         self,
@@ -173,13 +205,16 @@ class StreamReceiver:
             )
         if self._feed is not None:
             raise ConfigurationError(f"stream {self.name!r} has a playout already")
-        playout = Playout(
-            self.format,
-            target_late=target_late,
-            profile=profile,
-            min_delay=min_delay,
-            max_delay=max_delay,
-        )
+        options: dict[str, Any] = {
+            "target_late": target_late,
+            "profile": profile,
+            "min_delay": min_delay,
+            "max_delay": max_delay,
+        }
+        if self._decoder is None:
+            playout = Playout(self.format, **options)
+        else:
+            playout = CodecPlayout(self.format, self.codec, **options)
         self._feed = feed = PlayoutFeed(
             playout,
             self._peer.loop,
@@ -187,22 +222,24 @@ class StreamReceiver:
             self._give_room,
             self._fail_sender,
         )
-        waiting = [frame for _, frame in self._queue if isinstance(frame, AudioFrame)]
+        waiting = [item for _, item in self._queue]
         self._queue.clear()
         self._queued_bytes = 0
         stream_id = -1 if self.realtime else 0
-        for frame in waiting:
-            packet = ev.MediaReceived(
-                self.alias,
-                self._epoch,
-                frame.sequence_number,
-                frame.timestamp,
-                frame.capture_ts,
-                0,
-                frame.to_buffer(),
-                stream_id,
-            )
-            feed.push(packet, self._peer.connection.received_at)
+        for item in waiting:
+            if isinstance(item, AudioFrame):
+                item = ev.MediaReceived(
+                    self.alias,
+                    self._epoch,
+                    item.sequence_number,
+                    item.timestamp,
+                    item.capture_ts,
+                    0,
+                    item.to_buffer(),
+                    stream_id,
+                )
+            assert isinstance(item, ev.MediaReceived)
+            feed.push(item, self._peer.connection.received_at)
         self._give_room()
         if self._finished or self._closed:
             feed.end()
@@ -252,6 +289,10 @@ class StreamReceiver:
         """A snapshot of the counters."""
         lost = 0
         feed = self._feed
+        playing = feed.playout.statistics() if feed else None
+        undecodable = self._undecodable
+        if playing is not None and playing.codec is not None:
+            undecodable += playing.codec.undecodable
         if self.realtime:
             expected = self._expected_before + self._highest + 1
             lost = max((self._total if self._over else expected) - self._packets, 0)
@@ -264,8 +305,9 @@ class StreamReceiver:
             self._dropped,
             self._stale + (feed.dropped if feed else 0),
             feed.queued if feed else len(self._queue),
-            feed.playout.statistics() if feed else None,
+            playing,
             0 if self._timeline is None else self._timeline.overdue,
+            undecodable,
         )
 
     def close(self, code: int = Reset.CANCELLED) -> None:
@@ -301,6 +343,8 @@ class StreamReceiver:
         agreed: dict[str, Any] = {
             "format": None if self.format is None else format_to_wire(self.format)
         }
+        if self.codec is not PCM:
+            agreed["codec"] = self.codec.name
         if self._timeline is not None:
             agreed |= self._timeline.to_wire()
         self._peer.protocol.accept_media(self.alias, payloads.encode(agreed))
@@ -347,7 +391,7 @@ class StreamReceiver:
             self._paused_stream = event.stream_id
             self._peer.protocol.inbox.pause(event.stream_id)
 
-    def _keep(self, number: int, frame: Frame, size: int, stream_id: int) -> None:
+    def _keep(self, number: int, frame: Item, size: int, stream_id: int) -> None:
         """Queue an item for the reader."""
         self._insert(number, frame)
         self._queued_bytes += size
@@ -415,6 +459,8 @@ class StreamReceiver:
         self._epoch = epoch
         self._highest = self._last_read = -1
         self._seen = 0
+        if self._decoder is not None:
+            self._decoder.reset()
         if self._feed is not None:
             self._feed.flush()
         self._unpause()
@@ -471,7 +517,7 @@ class StreamReceiver:
         self._seen |= 1 << -ahead
         return True
 
-    def _insert(self, number: int, frame: Frame) -> None:
+    def _insert(self, number: int, frame: Item) -> None:
         """Keep the queue in order of sequence numbers; the usual place is the end."""
         queue = self._queue
         if not queue or queue[-1][0] < number:
@@ -482,11 +528,13 @@ class StreamReceiver:
             index -= 1
         queue.insert(index, (number, frame))
 
-    def _item(self, event: ev.MediaReceived) -> Frame:
+    def _item(self, event: ev.MediaReceived) -> Item:
         if self._timeline is not None and event.capture_ts is None:
             raise InvalidPayload("a packet of a time-synchronised stream without capture time")
         if self.format is None:
             return bytes(event.payload)
+        if self._decoder is not None:
+            return event
         try:
             return AudioFrame.from_bytes(
                 event.payload,
@@ -499,5 +547,7 @@ class StreamReceiver:
             raise InvalidPayload(str(exc)) from None
 
 
-def _size(frame: Frame) -> int:
-    return len(frame) if isinstance(frame, bytes) else frame.samples.nbytes
+def _size(item: Item) -> int:
+    if isinstance(item, ev.MediaReceived):
+        return len(item.payload)
+    return len(item) if isinstance(item, bytes) else item.samples.nbytes

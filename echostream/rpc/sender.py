@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,11 +22,13 @@ from echostream.errors import (
     RpcError,
     StreamReset,
 )
+from echostream.media.codec import PCM, Codec, find_codec
 from echostream.media.frame import AudioFormat, AudioFrame
 from echostream.protocol import payload as payloads
 from echostream.protocol.frames import encode_media
 from echostream.rpc.aligned import playout_delay_ns
 from echostream.rpc.call import Metadata, encode_metadata
+from echostream.rpc.encoding import StreamEncoder
 from echostream.rpc.stream_options import format_to_wire, reset_name
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ class StreamBuilder:
         timeout: float | None,
         time_sync: bool = False,
         playout_delay: float | None = None,
+        codec: str | Codec = "pcm",
     ) -> None:
         if format is not None and not isinstance(format, AudioFormat):
             raise ConfigurationError(
@@ -80,6 +83,7 @@ class StreamBuilder:
         self._peer = peer
         self._name = name
         self._format = format
+        self._codec = _codec_for(codec, format)
         self._realtime = delivery == "realtime"
         self._metadata = encode_metadata(metadata)
         self._priority = priority
@@ -112,7 +116,7 @@ class StreamBuilder:
             raise ConfigurationError("the peer takes no datagrams: open with delivery='reliable'")
         options: dict[str, Any] = {
             "format": None if self._format is None else format_to_wire(self._format),
-            "codec": "pcm",
+            "codec": self._codec.name,
             "time_sync": self._delay_ns is not None,
             "offset": 0,
             "epoch": 0,
@@ -124,7 +128,14 @@ class StreamBuilder:
             self._name, payloads.encode(options), self._metadata, self._realtime, self._priority
         )
         sender = StreamSender(
-            peer, self._name, alias, stream_id, self._format, self._max_age, self._delay_ns
+            peer,
+            self._name,
+            alias,
+            stream_id,
+            self._format,
+            self._max_age,
+            self._delay_ns,
+            self._codec,
         )
         peer.senders[alias] = sender
         peer.connection.wake()
@@ -155,8 +166,13 @@ class StreamSender:
         format: AudioFormat | None,
         max_age: float | None,
         delay_ns: int | None = None,
+        codec: Codec = PCM,
     ) -> None:
         self._peer = peer
+        self.codec = codec
+        self._encoder: StreamEncoder | None = None
+        if codec is not PCM and format is not None:
+            self._encoder = StreamEncoder(codec, format)
         self._delay_ns = delay_ns
         self.name = name
         self.alias = alias
@@ -194,7 +210,8 @@ class StreamSender:
         of the stream's sample type, or an ``AudioFrame``.
 
         Reliable: waits while the peer does not read (at most 256 KiB are on their way). Realtime:
-        does not wait for the network; arrays longer than a packet are split.
+        does not wait for the network; arrays longer than a packet are split. With a codec, what
+        does not fill a packet waits for more.
 
         Raises ``StreamReset`` when the other side stopped the stream, ``ConnectionClosed``,
         ``InvalidPayload`` for an item of the wrong kind, ``ResourceExhausted`` for one that is too
@@ -222,16 +239,20 @@ class StreamSender:
         self._epoch += 1
         self._flushes += 1
         self._sequence = 0
+        if self._encoder is not None:
+            self._encoder.reset()
         self.stream_id = self._peer.protocol.flush_media(self.alias, self.stream_id, self._epoch)
         self._peer.connection.wake()
 
     async def end(self) -> None:
-        """End cleanly: the receiver reads what is left, then ``None``. Idempotent. Raises where
-        that cannot be, because the receiver stopped the stream or the connection ended."""
+        """End cleanly: the receiver reads what is left, then ``None``. Idempotent. With a codec,
+        the last packet is filled up with silence. Raises where that cannot be, because the receiver
+        stopped the stream or the connection ended."""
         if self._error is not None:
             raise copy(self._error)
         if self._done:
             return
+        self._send_rest()
         self._finish()
         self._peer.protocol.end_media(self.alias, self.stream_id, self._packets)
         self._peer.connection.wake()
@@ -264,8 +285,11 @@ class StreamSender:
         else:
             samples, capture_ts = self._samples(frame, self.format, capture_ts)
             if isinstance(frame, AudioFrame):
-                self._timestamp = max(self._timestamp, frame.timestamp)
-            self._send_samples(samples, capture_ts)
+                self._go_to(frame.timestamp)
+            if self._encoder is None:
+                self._send_samples(samples, capture_ts)
+            else:
+                self._send_encoded(self._encoder.push(samples, capture_ts))
         self._peer.connection.wake()
         if self.realtime:
             return
@@ -326,16 +350,26 @@ class StreamSender:
             self._packet(part, part.nbytes, stamp)
             self._timestamp += part.shape[0]
 
+    def _go_to(self, timestamp: int) -> None:
+        """The next sample has this timestamp, if that is not in the past."""
+        waiting = 0 if self._encoder is None else self._encoder.waiting
+        if timestamp > self._timestamp + waiting:
+            self._send_rest()
+            self._timestamp = max(self._timestamp, timestamp)
+
+    def _send_rest(self) -> None:
+        if self._encoder is not None:
+            self._send_encoded(self._encoder.rest())
+
+    def _send_encoded(self, packets: Iterator[tuple[bytes, int | None]]) -> None:
+        assert self._encoder is not None
+        for payload, stamp in packets:
+            self._packet(payload, len(payload), stamp)
+            self._timestamp += self._encoder.frame
+
     def _send_bytes(self, data: bytes | bytearray | memoryview, capture_ts: int | None) -> None:
-        size = memoryview(data).nbytes
-        if self.realtime:
-            room = self._peer.connection.engine.max_datagram_payload - MEDIA_HEADER
-            if size > room:
-                raise ResourceExhausted(
-                    f"{size} bytes do not fit one datagram ({room}): send less, or open the stream "
-                    "with delivery='reliable'"
-                )
-        else:
+        size = len(data) if type(data) is bytes else memoryview(data).nbytes
+        if not self.realtime:
             self._check_item(size)
         self._packet(data, size, capture_ts)
         self._timestamp += 1
@@ -350,10 +384,19 @@ class StreamSender:
         else:
             deadline = None if self._max_age is None else connection.clock() + self._max_age
             if not connection.engine.send_datagram(data, deadline):
-                self._refused += 1
+                self._not_taken(size)
         self._sequence = (self._sequence + 1) & _MASK32
         self._packets += 1
         self._bytes += size
+
+    def _not_taken(self, size: int) -> None:
+        room = self._peer.connection.engine.max_datagram_payload - MEDIA_HEADER
+        if size > room:
+            raise ResourceExhausted(
+                f"{size} bytes do not fit one datagram ({room}): send less (a codec: at a lower "
+                "bitrate, or in shorter frames), or open the stream with delivery='reliable'"
+            )
+        self._refused += 1
 
     def _check_item(self, size: int) -> None:
         limit = self._peer.protocol.peer.limits.message_size
@@ -432,6 +475,18 @@ class StreamSender:
         self._done = True
         if not self._opened.done():
             self._opened.set_exception(copy(error))
+
+
+def _codec_for(codec: str | Codec, format: AudioFormat | None) -> Codec:
+    """The option ``codec``. Raises ``ConfigurationError``."""
+    found = codec if isinstance(codec, Codec) else find_codec(codec)
+    if found is not PCM:
+        if format is None:
+            raise ConfigurationError(
+                f"codec {found.name!r} carries audio: give format=AudioFormat(48_000, 2), too"
+            )
+        found.check(format)
+    return found
 
 
 def _retrieve(future: asyncio.Future[None]) -> None:

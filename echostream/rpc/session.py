@@ -25,6 +25,7 @@ class SessionStatistics:
     were too much together. ``tasks``: that serve the peer.
     ``events_unclaimed``, ``packets_unclaimed``: nothing here wanted them. ``events_dropped``:
     datagrams for a listener that was too slow. ``frames_oversize``, ``datagrams_bad``: refused.
+    ``datagrams_overrun``: came faster than this side could take them.
     ``clock_refused``: clock frames that were malformed, unasked or too many. ``loop_lag``: by
     how much this side's timers come late while its clock is in use. ``scheduled_late``,
     ``scheduled_refused``: calls and events with ``at`` whose time had passed, or was too far ahead.
@@ -49,6 +50,7 @@ class SessionStatistics:
     packets_unclaimed: int
     frames_oversize: int
     datagrams_bad: int
+    datagrams_overrun: int
     datagrams_dropped: int
     expired: int
     clock_refused: int
@@ -83,6 +85,7 @@ def peer_statistics(peer: Peer) -> SessionStatistics:
         packets_unclaimed=dispatcher.unclaimed_packets,
         frames_oversize=inbox.oversize,
         datagrams_bad=inbox.bad_datagrams,
+        datagrams_overrun=inbox.overrun_datagrams,
         datagrams_dropped=info.datagrams_dropped,
         expired=outbox.expired,
         clock_refused=peer.clock.bad_frames + peer.clock.unanswered_requests,

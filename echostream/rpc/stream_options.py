@@ -6,10 +6,11 @@ from typing import Any
 
 from echostream.codes import Reset, Status
 from echostream.errors import ConfigurationError, InvalidPayload, RpcError
+from echostream.media.codec import PCM, Codec, find_codec
 from echostream.media.frame import AudioFormat
 from echostream.protocol import payload as payloads
 
-__all__ = ["agreed_format", "format_from_wire", "format_to_wire", "reset_name"]
+__all__ = ["agreed_codec", "agreed_format", "format_from_wire", "format_to_wire", "reset_name"]
 
 
 def format_to_wire(format: AudioFormat) -> dict[str, Any]:
@@ -44,11 +45,6 @@ def agreed_format(options: bytes, formats: tuple[AudioFormat, ...]) -> AudioForm
     body = payloads.decode(options)
     if not isinstance(body, dict):
         raise InvalidPayload("STREAM_OPEN must carry a map")
-    if body.get("codec", "pcm") != "pcm":
-        raise RpcError(
-            f"codec {str(body['codec'])[:64]!r} is not known here; known: 'pcm'",
-            status=Status.FAILED_PRECONDITION,
-        )
     format = format_from_wire(body.get("format"))
     if formats and format not in formats:
         wanted = ", ".join(str(f) for f in formats)
@@ -57,6 +53,23 @@ def agreed_format(options: bytes, formats: tuple[AudioFormat, ...]) -> AudioForm
             status=Status.FAILED_PRECONDITION,
         )
     return format
+
+
+def agreed_codec(options: bytes, format: AudioFormat | None) -> Codec:
+    """The codec that STREAM_OPEN names, for an agreed format.
+
+    Raises ``InvalidPayload``, or ``RpcError`` (FAILED_PRECONDITION) for one that is not here."""
+    name = payloads.decode(options).get("codec", PCM.name)
+    if name == PCM.name:
+        return PCM
+    if format is None:
+        raise InvalidPayload("$.codec of a stream of bytes must be 'pcm'")
+    try:
+        codec = find_codec(name)
+        codec.check(format)
+    except ConfigurationError as exc:
+        raise RpcError(str(exc), status=Status.FAILED_PRECONDITION) from None
+    return codec
 
 
 def reset_name(code: int) -> str:

@@ -1,8 +1,8 @@
 """Drives one sans-IO engine on an event loop.
 
 A turn of the loop goes like this: datagrams or a timer feed the engine, the engine's events go to
-the handler, the handler wakes tasks, the tasks write; at the end of the turn, once,
-:meth:`Connection.wake`'s flush builds datagrams from all of it, so that acknowledgements,
+the handler, the handler wakes tasks, the tasks write; at the end of the turn, once, the flush that
+:meth:`Connection.wake` asked for builds datagrams from all of it, so that acknowledgements,
 answers and events share packets.
 """
 
@@ -13,7 +13,7 @@ import contextvars
 import logging
 import time
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from echostream.codes import Close
 from echostream.errors import ConnectionClosed
@@ -30,13 +30,11 @@ from echostream.transport.engine import (
     StreamData,
 )
 from echostream.transport.handler import ConnectionHandler
+from echostream.transport.turns import Send, Turns
 
 __all__ = ["Connection", "ConnectionOwner", "Send", "closed_error", "loop_clock"]
 
 logger = logging.getLogger(__name__)
-
-Send: TypeAlias = Callable[[list[tuple[bytes, Address]]], None]
-"""Hands datagrams to the network. It does not raise: a network may always lose them."""
 
 T = TypeVar("T")
 
@@ -100,7 +98,9 @@ class Connection:
         peer_address: Address,
         loop: asyncio.AbstractEventLoop | None = None,
         owner: ConnectionOwner | None = None,
+        turns: Turns | None = None,
     ) -> None:
+        """``turns``: those of the endpoint, so that its connections send together."""
         self.engine = engine
         self.peer_address = peer_address
         self.on_unreachable: Callable[[], None] | None = None
@@ -109,6 +109,7 @@ class Connection:
         self._send = send
         self._loop = loop or asyncio.get_running_loop()
         self._context = contextvars.copy_context()  # not that of whichever task wakes us
+        self._turns = turns or Turns(send, self._loop)
         self._owner = owner
         self.clock = loop_clock(self._loop)
         self.received_at = 0.0
@@ -152,7 +153,7 @@ class Connection:
         """Something was written to the engine: flush at the end of this turn of the loop."""
         if not self._turn_scheduled and not self._finished:
             self._turn_scheduled = True
-            self._loop.call_soon(self._turn, context=self._context)
+            self._turns.add(self)
 
     def close(self, code: int = Close.OK, reason: str = "") -> None:
         """Close with an application code. The datagram that says so leaves at once, data that
@@ -216,8 +217,12 @@ class Connection:
 
     def drain(self) -> None:
         """Hand on what the engine reports, and flush at the end of this turn of the loop."""
-        self._drain()
+        self.report()
         self.wake()
+
+    def report(self) -> None:
+        """Only hand on what the engine reports. :meth:`wake` must follow within the turn."""
+        self._drain()
 
     def poll(self) -> None:
         """:meth:`drain` on the loop's next turn: for an engine that got something by itself."""
@@ -234,7 +239,8 @@ class Connection:
 
     # The turn
 
-    def _turn(self) -> None:
+    def write(self, datagrams: list[tuple[bytes, Address]]) -> None:
+        """The turn ends: append what is to be sent. :meth:`written` must follow when it was."""
         if self._finished:
             return
         now = self.clock()
@@ -245,15 +251,21 @@ class Connection:
                 logger.exception("the handler failed before a flush of %r", self)
         self._turn_scheduled = False  # only now: what before_flush wrote leaves with this flush
         try:
-            datagrams = self.engine.flush(now)
+            made = self.engine.flush(now)
         except Exception:
             self._engine_failed()
             return
-        if datagrams:
-            if self.on_sending is not None:
-                on_sending, self.on_sending = self.on_sending, None
-                on_sending()
-            self._send(datagrams)
+        if made and self.on_sending is not None:  # it wants to know when: do not wait for others
+            on_sending, self.on_sending = self.on_sending, None
+            on_sending()
+            self._send(made)
+        else:
+            datagrams += made
+
+    def written(self) -> None:
+        """Hand on what the flush brought about, and wait for time or datagrams."""
+        if self._finished:
+            return
         self._drain()
         if self._closing is not None and self._closed is None:
             self._report_closed(self._closing)

@@ -17,6 +17,7 @@ from echostream.transport.arrival import arrival_age
 from echostream.transport.connection import Connection
 from echostream.transport.engine import Acceptor, Address, Engine
 from echostream.transport.routing import OnConnection, Router
+from echostream.transport.sockets import DatagramSocket, datagram_socket
 
 __all__ = ["Endpoint", "EndpointStatistics", "parse_address"]
 
@@ -29,7 +30,6 @@ SEND_QUEUE = 1024
 SOCKET_BUFFER = 4 << 20
 """Bytes asked for in each direction; the system may grant fewer."""
 
-_MAX_DATAGRAM = 65535
 # Linux's numbers for what the socket module does not name; where a socket has no such option,
 # that is fine. A dual-stack socket has those of both families.
 _NEVER_FRAGMENT = [(socket.IPPROTO_IP, 10, 2), (socket.IPPROTO_IPV6, 23, 2)]  # IP_MTU_DISCOVER: DO
@@ -91,6 +91,7 @@ class Endpoint:
         sock.setblocking(False)
         self._loop = asyncio.get_running_loop()
         self._sock = sock
+        self._io: DatagramSocket = datagram_socket(sock)
         self._address = display_address(sock.getsockname())
         self._family = socket.AddressFamily(sock.family)
         self._close_when_idle = close_when_idle
@@ -106,8 +107,7 @@ class Endpoint:
         self._queue: deque[tuple[bytes, Address]] = deque()
         self._released = False
         self._idle_waiter: asyncio.Future[None] | None = None
-        self._datagrams_received = self._bytes_received = 0
-        self._datagrams_sent = self._bytes_sent = 0
+        self._datagrams_received = self._datagrams_sent = 0
         self._send_queue_dropped = self._too_large = self._unreachable = 0
         self._send_errors = self._receive_errors = 0
         # With the address that an ICMP error is about, and only where no stranger can cause one:
@@ -193,9 +193,9 @@ class Endpoint:
         router = self._router
         return EndpointStatistics(
             datagrams_received=self._datagrams_received,
-            bytes_received=self._bytes_received,
+            bytes_received=self._io.bytes_received,
             datagrams_sent=self._datagrams_sent,
-            bytes_sent=self._bytes_sent,
+            bytes_sent=self._io.bytes_sent,
             connections=len(router.connections),
             accepted=router.accepted,
             answered=router.answered,
@@ -234,23 +234,13 @@ class Endpoint:
     # Receiving
 
     def _readable(self) -> None:
-        recvfrom = self._sock.recvfrom
-        batch: list[tuple[bytes, Address]] = []
-        size = 0
-        try:
-            for _ in range(RECEIVE_BATCH):
-                datagram = recvfrom(_MAX_DATAGRAM)
-                size += len(datagram[0])
-                batch.append(datagram)
-        except (BlockingIOError, InterruptedError):
-            pass
-        except OSError:
+        batch = self._io.receive(RECEIVE_BATCH)
+        self._batch = len(batch)
+        if self._io.error:
             self._receive_errors += 1
             self._read_errors()
-        self._batch = len(batch)
         if batch:
             self._datagrams_received += len(batch)
-            self._bytes_received += size
             self._router.receive(batch)
 
     def _read_errors(self) -> None:
@@ -285,17 +275,22 @@ class Endpoint:
         if self._queue:
             self._enqueue(datagrams)
             return
-        sendto = self._sock.sendto
-        for index, (data, address) in enumerate(datagrams):
-            try:
-                self._bytes_sent += sendto(data, address)
-                self._datagrams_sent += 1
-            except (BlockingIOError, InterruptedError):
-                self._loop.add_writer(self._sock.fileno(), self._writable)
-                self._enqueue(datagrams[index:])
-                return
-            except OSError as error:
-                self._send_failed(error, data, address)
+        sent = self._hand_over(datagrams)
+        if sent < len(datagrams):
+            self._loop.add_writer(self._sock.fileno(), self._writable)
+            self._enqueue(datagrams[sent:])
+
+    def _hand_over(self, datagrams: list[tuple[bytes, Address]]) -> int:
+        """Returns the index of the first for which the socket's buffer has no room. What cannot be
+        sent is counted, never raised: to QUIC it is one more lost datagram."""
+        start, end = 0, len(datagrams)
+        while True:
+            sent = self._io.send(datagrams, start)
+            self._datagrams_sent += sent - start
+            if sent == end or self._io.error == errno.EAGAIN:
+                return sent
+            self._send_failed(self._io.error, datagrams[sent])
+            start = sent + 1
 
     def _enqueue(self, datagrams: list[tuple[bytes, Address]]) -> None:
         self._queue.extend(datagrams)
@@ -304,32 +299,23 @@ class Endpoint:
             self._send_queue_dropped += 1
 
     def _writable(self) -> None:
-        queue = self._queue
-        while queue:
-            data, address = queue[0]
-            try:
-                self._bytes_sent += self._sock.sendto(data, address)
-                self._datagrams_sent += 1
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                self._send_failed(error, data, address)
-            queue.popleft()
-        self._loop.remove_writer(self._sock.fileno())
+        waiting = list(self._queue)
+        self._queue.clear()
+        self._queue.extend(waiting[self._hand_over(waiting) :])
+        if not self._queue:
+            self._loop.remove_writer(self._sock.fileno())
 
-    def _send_failed(self, error: OSError, data: bytes, address: Address) -> None:
-        """Counted, never raised: to QUIC it is one more lost datagram."""
-        if error.errno == errno.EMSGSIZE:
+    def _send_failed(self, error: int, datagram: tuple[bytes, Address]) -> None:
+        if error == errno.EMSGSIZE:
             self._too_large += 1
             return
         self._send_errors += 1
-        if error.errno == errno.ECONNREFUSED:
+        if error == errno.ECONNREFUSED:
             # That was about an earlier datagram, to whomever. This one was not tried yet.
             self._loop.call_soon(self._pending_errors)
-            try:
-                self._bytes_sent += self._sock.sendto(data, address)
+            if self._io.send([datagram]):
                 self._datagrams_sent += 1
-            except OSError:
+            else:
                 self._send_errors += 1
 
     def _pending_errors(self) -> None:

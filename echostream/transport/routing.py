@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from echostream.codes import Close
-from echostream.transport.connection import Connection, Send, loop_clock
+from echostream.transport.connection import Connection, loop_clock
 from echostream.transport.engine import Acceptor, Address, Engine
 from echostream.transport.handler import ConnectionHandler
+from echostream.transport.turns import Send, Turns
 
 __all__ = ["CONNECTION_ID_LENGTH", "OnConnection", "Router"]
 
@@ -53,6 +54,7 @@ class Router:
         self._send = send
         self._loop = loop
         self._clock = loop_clock(loop)
+        self._turns = Turns(send, loop)
         self._acceptor = acceptor
         self._on_connection = on_connection
         self._on_idle = on_idle
@@ -100,7 +102,9 @@ class Router:
             connection.feed(data, address, now)
             touched[connection] = None
         for connection in touched:
-            connection.drain()
+            connection.report()
+        for connection in touched:  # only now: the tasks of all of them run before their turn ends
+            connection.wake()
 
     def stop_listening(self) -> None:
         """Accept no more; what belongs to no connection is dropped."""
@@ -183,7 +187,12 @@ class Router:
 
     def _add(self, engine: Engine, address: Address) -> Connection:
         connection = Connection(
-            engine, self._send, peer_address=address, loop=self._loop, owner=self
+            engine,
+            self._send,
+            peer_address=address,
+            loop=self._loop,
+            owner=self,
+            turns=self._turns,
         )
         connection.arrival_age = self._arrival_age
         self._connections[connection] = set()

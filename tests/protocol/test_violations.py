@@ -13,6 +13,7 @@ from echostream.codes import Close, Reset, Status
 from echostream.protocol import frames
 from echostream.protocol.frames import encode_frame, encode_media
 from echostream.protocol.hello import Hello, Limits
+from echostream.protocol.inbox import DATAGRAM_BACKLOG
 from echostream.protocol.payload import encode
 from echostream.transport.memory import memory_pair
 
@@ -359,3 +360,27 @@ async def test_an_error_for_a_stream_is_not_one_for_a_call_of_the_same_id() -> N
 def test_hello_survives_the_wire() -> None:
     hello = Hello(limits=Limits(calls=3))
     assert Hello.decode(hello.encode()) == hello
+
+
+@virtual
+async def test_datagrams_that_come_faster_than_they_are_taken_are_dropped_and_counted() -> None:
+    async with raw_client(server()) as (started, raw):
+        raw.send(opening(0, flags=frames.MARK))
+        await raw.expect(frames.STREAM_ACCEPT)
+        session = await session_of(started)
+        inbox = session._live_peer.protocol.inbox
+        sequence = 0
+        most = 0
+        for _ in range(300):  # without a turn of the loop between them, as from one socket read
+            each = range(sequence, sequence + 50)
+            inbox.receive_datagram(b"".join(encode_media(0, 0, n, n, b"") for n in each))
+            sequence += 50
+            most = max(most, len(inbox._events))
+        assert most <= DATAGRAM_BACKLOG + 50
+        session._live_peer.pump()
+        await turns(20)
+        assert len(inbox._events) == 0
+        (receiver,) = session._live_peer.receivers.values()
+        statistics = session.statistics()
+        assert statistics.datagrams_overrun == 300 - -(-DATAGRAM_BACKLOG // 50)
+        assert receiver.statistics().packets + 50 * statistics.datagrams_overrun == sequence

@@ -1,6 +1,7 @@
 """The endpoint on real loopback sockets, on asyncio and on uvloop."""
 
 import asyncio
+import errno
 import socket
 import sys
 
@@ -13,6 +14,7 @@ from echostream.transport.addresses import display_address, parse_address
 from echostream.transport.endpoint import Endpoint
 from echostream.transport.engine import Closed, DatagramReceived
 from echostream.transport.routing import destination_connection_id
+from echostream.transport.sockets import datagram_socket
 
 try:
     import uvloop
@@ -25,9 +27,15 @@ BOUND = 10.0
 """Seconds after which a test that hangs fails."""
 
 
+@pytest.fixture(params=["1", "0"], ids=["batches", "plain"])
+def sockets(request, monkeypatch):
+    """Both ways to read and write a socket."""
+    monkeypatch.setenv("ECHOSTREAM_BATCH", request.param)
+
+
 @pytest.fixture(params=LOOPS)
-def run(request):
-    """Run a coroutine, bounded, on each loop."""
+def run(request, sockets):
+    """Run a coroutine, bounded, on each loop, with each kind of socket."""
 
     def run(main):
         async def bounded():
@@ -243,18 +251,28 @@ def test_send_errors_are_counted_and_never_raised(run):
 def test_a_full_socket_buffer_queues_and_drops_the_oldest(run, monkeypatch):
     monkeypatch.setattr(endpoint_module, "SEND_QUEUE", 4)
 
-    class Stuck(socket.socket):
+    class Stuck:
+        """The endpoint's socket, whose buffer is full while ``stuck``."""
+
         stuck = True
 
-        def sendto(self, *args):
-            if self.stuck:
-                raise BlockingIOError
-            return super().sendto(*args)
+        def __init__(self, sock):
+            self._io = datagram_socket(sock)
+
+        def __getattr__(self, name):
+            return getattr(self._io, name)
+
+        @property
+        def error(self):
+            return errno.EAGAIN if self.stuck else self._io.error
+
+        def send(self, datagrams, start=0):
+            return start if self.stuck else self._io.send(datagrams, start)
+
+    monkeypatch.setattr(endpoint_module, "datagram_socket", Stuck)
 
     async def main():
-        sock = Stuck(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.bind(("127.0.0.1", 0))
-        client = Endpoint(sock)
+        client = await Endpoint.bind("127.0.0.1:0")
         engine = ScriptedEngine()
         connection = client.connect(engine, ("127.0.0.1", 9))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink:
@@ -266,10 +284,11 @@ def test_a_full_socket_buffer_queues_and_drops_the_oldest(run, monkeypatch):
             engine.output = [(b"last", sink.getsockname())]
             connection.wake()
             await until(lambda: client.statistics().send_queue_dropped >= 3)
-            sock.stuck = False
+            client._io.stuck = False
             loop = asyncio.get_running_loop()
             received = [await loop.sock_recv(sink, 10) for _ in range(4)]
             assert received == [b"\3", b"\4", b"\5", b"last"]
+        assert client.statistics().datagrams_sent == 4
         await client.close()
 
     run(main())

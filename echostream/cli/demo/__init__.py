@@ -6,8 +6,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from echostream.cli.child import serving_process
 from echostream.cli.demo import report
 from echostream.cli.demo.client import Outcome, format_of, stream_clip
 from echostream.cli.demo.server import output_variable
@@ -22,13 +21,11 @@ from echostream.cli.errors import BadInput
 from echostream.cli.plot import braille
 from echostream.cli.progress import ProgressBar
 from echostream.cli.wav import Clip, read_wav
-from echostream.errors import EchoStreamError
 from echostream.runner import run as run_loop
 
 __all__ = ["add_arguments", "run"]
 
 CLIP = Path(__file__).parents[1] / "data" / "clip.wav"
-END_TIMEOUT_S = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,49 +118,12 @@ def _outputs(output: Path, source: Path) -> Outputs:
 
 @contextmanager
 def _server(outputs: Outputs) -> Iterator[tuple[tuple[str, int], str]]:
-    """The server's process: yields its address and fingerprint, and ends it in every case."""
     paths = {
         output_variable("reliable"): str(outputs.reliable.absolute()),
         output_variable("realtime"): str(outputs.realtime.absolute()),
     }
-    package = str(Path(__file__).parents[3])
-    search = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
-    process = subprocess.Popen(  # noqa: S603 - our own program
-        [
-            *(sys.executable, "-m", "echostream.cli"),
-            *("serve", "echostream.cli.demo.server:make", "--json"),
-        ],
-        stdin=subprocess.PIPE,  # when it closes, also by our death, the server ends
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, **paths, "PYTHONPATH": search},
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        if not line:
-            _, errors = process.communicate(timeout=END_TIMEOUT_S)
-            last = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-            raise EchoStreamError(f"the server process did not start: {last}")
-        told = json.loads(line)
-        yield (told["host"], told["port"]), told["fingerprint"]
-    finally:
-        _end(process)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """Let the server finish; what does not is ended."""
-    try:
-        process.communicate(timeout=END_TIMEOUT_S)  # closes its standard input
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-    except BaseException:  # Ctrl-C once more
-        process.kill()
-        process.wait()
-        raise
+    with serving_process("echostream.cli.demo.server:make", paths) as served:
+        yield served
 
 
 def _verdict(clip: Clip, outcomes: list[Outcome], outputs: Outputs) -> dict[str, Any]:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import signal
-import threading
 import time
 from dataclasses import dataclass
 
@@ -20,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echostream.builder import ServerBuilder
+from echostream.cli.child import end_with_stdin
 from echostream.cli.wav import write_wav
 from echostream.codes import Status
 from echostream.errors import RpcError
 from echostream.media.frame import AudioFormat, AudioFrame
-from echostream.rpc.context import ServerContext
 from echostream.rpc.receiver import StreamReceiver
 from echostream.rpc.registry import handler, stream_handler
 from echostream.rpc.session import Session
@@ -83,15 +81,6 @@ def make() -> ServerBuilder:
         .handler(report)
         .stream_handler(receive)
     )
-
-
-async def end_with_stdin(ctx: ServerContext) -> None:
-    def watch() -> None:
-        while os.read(0, 4096):
-            pass
-        signal.raise_signal(signal.SIGINT)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 async def expect_streams(session: Session) -> None:

@@ -37,7 +37,10 @@ MIRRORED = (
 )
 """Sources of aioquic whose behaviour or attributes the typed path relies on."""
 
-TESTED = {"1.7.2": "1a9838af054704fd06d605b35700254c45c1eec1c6991f26011e1ef4960e0c87"}
+TESTED = {
+    "1.7.1": "ed26878f36e53ea5676df6b2eebd6d92d2e18d8c38cff6dec8bdc140f5e5cde3",
+    "1.7.2": "1a9838af054704fd06d605b35700254c45c1eec1c6991f26011e1ef4960e0c87",
+}
 """The digest of :data:`MIRRORED` in each release that the test suite passed with."""
 
 

@@ -39,6 +39,8 @@ from echostream.transport.quic.writer import ApplicationWriter
 
 __all__ = ["HardenedConnection", "shortened"]
 
+_CONNECTED = QuicConnectionState.CONNECTED
+
 MAX_CRYPTO_OFFSET = 1 << 16
 """Bytes of handshake per encryption level, as in quiche. aioquic holds 512 KiB per gap and any
 amount of contiguous data for one spoofable packet (RFC 9000, section 7.5)."""
@@ -136,7 +138,8 @@ class HardenedConnection(ApplicationWriter):
     @property
     def ended(self) -> bool:
         """Whether a close was sent or received, or the connection given up."""
-        return self._state in END_STATES
+        state = self._state
+        return state is not _CONNECTED and state in END_STATES  # enum members hash slowly
 
     def abandon(self, code: int, reason: str) -> None:
         """End without a word to the peer."""

@@ -1,0 +1,1 @@
+"""What needs an extra: ``echostream[opus]``, ``echostream[audio]``. Nothing below imports it."""
