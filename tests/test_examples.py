@@ -54,6 +54,14 @@ AUTH = [
     r"bob: PERMISSION_DENIED: only alice may open it",
 ]
 
+RECONNECT = [
+    r"server: a client wants alarms",
+    r"client: the connection is gone",
+    r"client: the next server answered",
+    r"server: 300 readings, once and in order: True",
+    r"client: 2 connections",
+]
+
 
 def example(name: str, *words: str, home: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -77,6 +85,7 @@ def example(name: str, *words: str, home: Path) -> subprocess.CompletedProcess[s
         ("service_discovery", [], DISCOVERY),
         ("auth_plugin", [], AUTH),
         ("jitter_lab", [], JITTER),
+        ("reconnect", [], RECONNECT),
     ],
 )
 def test_an_example(name: str, words: list[str], lines: list[str], tmp_path: Path) -> None:
@@ -113,4 +122,5 @@ def test_every_example_is_tested() -> None:
         "service_discovery",
         "auth_plugin",
         "jitter_lab",
+        "reconnect",
     }
