@@ -164,6 +164,14 @@ class RpcClient(Caller):
         """A snapshot of the connection's counters."""
         return peer_statistics(self._peer)
 
+    def move(self) -> None:
+        """Go on from another port or address of this machine, as when it has joined another
+        network. Sessions, streams and the clock stay. A client whose address disappears does so by
+        itself; where the operating system tells of a change before, this is quicker."""
+        move = self._peer.connection.move
+        if move is not None:
+            move()
+
     @property
     def connected(self) -> bool:
         """Whether a call would leave now."""

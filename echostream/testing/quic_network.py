@@ -115,6 +115,19 @@ class QuicNetwork:
         """Give the client another port, as a NAT does that forgot its mapping."""
         self._endpoints[client].rebind()
 
+    def move(self, client: RpcClient) -> None:
+        """Take the client to another network: another address, under the same faults."""
+        self._clients += 1
+        old, host = self._hosts[client], str(ipaddress.IPv4Address("10.0.0.0") + self._clients)
+        self.memory.impair(
+            self.memory.impairment(old, SERVER_HOST), source=host, destination=SERVER_HOST
+        )
+        self.memory.impair(
+            self.memory.impairment(SERVER_HOST, old), source=SERVER_HOST, destination=host
+        )
+        self._hosts[client] = host
+        self._endpoints[client].move(host)
+
     def statistics(self, client: RpcClient) -> tuple[PathStatistics, PathStatistics]:
         """What happened to datagrams from and to a client."""
         host = self._hosts[client]

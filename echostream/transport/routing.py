@@ -119,6 +119,14 @@ class Router:
                 except Exception:
                     logger.exception("the on_unreachable hook of %r failed", connection)
 
+    def moved(self) -> None:
+        """What is sent from here on comes from another address: tell every peer, under connection
+        IDs that nobody has seen on the path before (RFC 9000, section 9.5)."""
+        for connection in self.connections:
+            connection.engine.change_connection_id()
+            connection.engine.ping(0)
+            connection.wake()
+
     # ConnectionOwner
 
     def connection_id_issued(self, connection: Connection, connection_id: bytes) -> None:
