@@ -5,7 +5,7 @@ python bench/bench_clock_loopback.py [--runs 5] [--seconds 10]
 Prints, over all runs: the published offset (= its error) and the bound, sampled every 10 ms from
 the moment the clock is synchronised; how long after connecting the error stays below 100 µs;
 the error that the map would have 60 s after its last exchange; and the CPU time of one exchange on
-each side, with what 1,000 sessions' clocks would take of a server's core.
+each side (what many sessions cost: bench_clock_sessions.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from echostream import Identity, RpcClient, RpcServer, Session, handler, run
-from echostream.media.clock import BURSTS, SPARSE
 
 SECOND = 1_000_000_000
 STEP_S = 0.01
@@ -74,7 +73,7 @@ class Dense:
     def next_probe_ns(self, now_ns: int) -> int:
         return now_ns + 2_000_000
 
-    def probe_sent(self, now_ns: int, bound_ns: float) -> None: ...
+    def probe_sent(self, now_ns: int, *known: float) -> None: ...
 
     def restart(self, now_ns: int) -> None: ...
 
@@ -132,10 +131,6 @@ async def measure(runs: int, seconds: float) -> None:
         )
     print(f"uncovered {sum(figures['uncovered']):.0f} of {len(figures['uncovered'])}")
     print(f"one exchange: {ours:.0f} µs of CPU at the side that asks, {theirs:.0f} µs at the other")
-    for name, (pause, probes) in (("bound above 100 µs", BURSTS[-1]), ("below", SPARSE)):
-        rate = probes / (pause / SECOND)
-        load = rate * theirs / 10
-        print(f"1,000 sessions, {name}, {rate:.1f}/s each: {load:.1f} % of a server's core")
 
 
 def main() -> None:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
+from echostream.discovery.service import Announcement, Service
 from echostream.errors import ConfigurationError
+from echostream.finding import Search, as_addresses
 from echostream.plugin.base import ClientPlugin, ServerPlugin
 from echostream.protocol.hello import Limits
+from echostream.rpc.authentication import Authenticator, Authorize, ClientCredentials
 from echostream.rpc.context import ClientContext
 from echostream.rpc.dispatch import Routes
 from echostream.rpc.link import Reconnect
 from echostream.rpc.registry import Kind, Registry
 from echostream.rpc.session import Session
 from echostream.transport.addresses import parse_address
+from echostream.transport.client_proof import load_authorities
 from echostream.transport.identity import Identity
 from echostream.transport.quic.options import QuicOptions
+from echostream.transport.service_trust import ServiceTrust
+from echostream.transport.ticket import SCHEME, Ticket
 from echostream.transport.trust import Trust
 
 if TYPE_CHECKING:
@@ -54,14 +60,16 @@ class ServerConfig:
     quic: QuicOptions
     now_ns: Callable[[], int] | None
     plugins: tuple[str, ...]
+    announcement: Announcement | None = None
+    authenticator: Authenticator | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig:
-    """A client's parsed configuration."""
+    """A client's parsed configuration. ``others`` are further addresses of the same server."""
 
     address: tuple[str, int]
-    trust: Trust
+    trust: Trust | ServiceTrust
     server_name: str | None
     timeout: float
     reconnect: Reconnect | None
@@ -73,6 +81,9 @@ class ClientConfig:
     quic: QuicOptions
     now_ns: Callable[[], int] | None
     plugins: tuple[str, ...] = field(default=())
+    others: tuple[tuple[str, int], ...] = ()
+    search: Search | None = None
+    credentials: ClientCredentials = field(default=ClientCredentials())
 
 
 class _Builder:
@@ -151,6 +162,10 @@ class _Builder:
         self._now_ns = now_ns
         return self
 
+    def _requiring(self) -> list[str]:
+        every = (self._handlers, self._listeners, self._streams)
+        return [name for registry in every for name in registry.requiring]
+
     def _hook(self, name: str, function: Hook) -> Self:
         if not inspect.iscoroutinefunction(function) and not inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004
@@ -204,6 +219,8 @@ class ServerBuilder(_Builder):
         self._address: tuple[str, int] | None = None
         self._identity: Identity | None = None
         self._resume: Callable[[Session], Coroutine[Any, Any, int]] | None = None
+        self._announcement: Announcement | None = None
+        self._authenticator: Authenticator | None = None
 
     def bind(self, address: str | tuple[str, int]) -> Self:
         """Where to listen: ``"0.0.0.0:5000"``, ``"[::]:5000"``, ``":0"`` (any free port), or a
@@ -235,6 +252,41 @@ class ServerBuilder(_Builder):
         self._resume = function
         return self
 
+    def enable_discovery(self, name: str, *, properties: Mapping[str, str] | None = None) -> Self:
+        """Announce the server in the local network: ``RpcClient.discover(name)`` finds it.
+
+        ``properties`` are announced too, for ``where=``: short keys, texts of at most 200 bytes.
+        Everybody in the network can read and imitate them."""
+        self._announcement = Announcement(name=name, properties=dict(properties or {}))
+        return self
+
+    def authenticate(
+        self,
+        function: Authorize | None = None,
+        *,
+        ca: str | os.PathLike[str] | bytes | None = None,
+        timeout: float = 5.0,
+    ) -> Self:
+        """Find out who a client is before anything of it is served.
+
+        ``async def function(session, credentials)`` gets what the client said and proved, returns
+        what it is granted (names for ``requires=``) and raises ``PermissionDenied`` to refuse it.
+        ``ca``: clients must have a certificate of this authority (PEM). ``timeout``: seconds.
+        """
+        if self._authenticator is not None:
+            raise ConfigurationError(".authenticate() was given already; one function decides")
+        if function is None and ca is None:
+            raise ConfigurationError(".authenticate() wants a function, ca= or both")
+        if function is not None and not inspect.iscoroutinefunction(function):
+            shown = getattr(function, "__qualname__", repr(function))
+            raise ConfigurationError(f".authenticate({shown}) wants a function made with async def")
+        self._authenticator = Authenticator(
+            authorize=function,
+            authorities=() if ca is None else load_authorities(ca),
+            timeout=_checked_timeout(timeout),
+        )
+        return self
+
     def on_start(self, function: Hook) -> Self:
         """Run with the ``ServerContext`` before the server listens; an error fails the start."""
         return self._hook("start", function)
@@ -253,11 +305,17 @@ class ServerBuilder(_Builder):
 
         if self._address is None:
             raise ConfigurationError("the server has no address: add .bind('0.0.0.0:5000')")
+        if self._authenticator is None and (names := self._requiring()):
+            raise ConfigurationError(
+                f"{names[0]!r} requires a grant, and nobody grants any: add .authenticate(...)"
+            )
         return RpcServer(
             ServerConfig(
                 address=self._address,
                 identity=self._identity,
                 resume=self._resume,
+                announcement=self._announcement,
+                authenticator=self._authenticator,
                 **self._common(),
             )
         )
@@ -272,6 +330,10 @@ class ClientBuilder(_Builder):
     def __init__(self) -> None:
         super().__init__()
         self._address: tuple[str, int] | None = None
+        self._others: tuple[tuple[str, int], ...] = ()
+        self._search: Search | None = None
+        self._ticket: Ticket | None = None
+        self._credentials: dict[str, Any] = {}
         self._trust: dict[str, Any] = {}
         self._server_name: str | None = None
         self._timeout = 10.0
@@ -280,18 +342,42 @@ class ClientBuilder(_Builder):
 
     def connect(
         self,
-        address: str | tuple[str, int],
+        address: str | tuple[str, int] | Ticket,
         *,
         timeout: float = 10.0,
         server_name: str | None = None,
     ) -> Self:
         """Where the server is, how long connecting may take (s), and the name in its certificate
-        where that is not the host."""
+        where that is not the host. A ticket names its addresses and its key as well."""
+        if isinstance(address, str) and address.lstrip().startswith(SCHEME):
+            address = Ticket.parse(address)
+        if isinstance(address, Ticket):
+            self._ticket = address
+            self.trust(fingerprint=address.fingerprint)
+            self._others = address.addresses[1:]
+            address = address.addresses[0]
+        else:
+            self._others, self._ticket = (), None
         host, port = _server(address)
-        if not isinstance(timeout, int | float) or not 0 < timeout <= 3600:
-            raise ConfigurationError(f"timeout={timeout!r} must be seconds, above 0 and up to 3600")
+        self._timeout = _checked_timeout(timeout)
         self._address = host, port
-        self._timeout = timeout
+        self._search = None
+        self._server_name = server_name
+        return self
+
+    def discover(
+        self,
+        name: str,
+        *,
+        timeout: float = 3.0,
+        where: Callable[[Service], bool] | None = None,
+        addresses: Sequence[str | tuple[str, int]] = (),
+        server_name: str | None = None,
+    ) -> Self:
+        """Find the server by name instead; see :meth:`RpcClient.discover`."""
+        self._timeout = _checked_timeout(timeout)
+        self._search = Search(name=name, where=where, addresses=as_addresses(addresses))
+        self._address, self._others = (name, 0), ()
         self._server_name = server_name
         return self
 
@@ -305,8 +391,24 @@ class ClientBuilder(_Builder):
                 raise ConfigurationError(
                     f"unknown trust option {name!r}; known: {', '.join(known)}"
                 )
-        Trust(**self._trust | trust)
-        self._trust |= trust
+        given = self._trust | {name: value for name, value in trust.items() if value is not None}
+        pin = given.get("fingerprint")
+        if (
+            self._ticket is not None
+            and pin is not None
+            and Trust(fingerprint=pin).fingerprint != self._ticket.fingerprint
+        ):
+            raise ConfigurationError("fingerprint= and the ticket name different keys")
+        Trust(**given)
+        self._trust = given
+        return self
+
+    def credentials(self, *, token: str | None = None, identity: Identity | None = None) -> Self:
+        """Who this client is, for a server with ``.authenticate(...)``: a token that it knows, a
+        key that is proved to it, or both. The key is shown to no server that does not ask."""
+        given = {"token": token, "identity": identity}
+        self._credentials |= {key: value for key, value in given.items() if value is not None}
+        ClientCredentials(**self._credentials)
         return self
 
     def reconnect(
@@ -356,18 +458,30 @@ class ClientBuilder(_Builder):
         from echostream.client import Connecting
 
         if self._address is None:
-            raise ConfigurationError("the client has no server: add .connect('127.0.0.1:5000')")
+            raise ConfigurationError(
+                "the client has no server: add .connect('127.0.0.1:5000') or .discover('Name')"
+            )
+        if names := self._requiring():
+            raise ConfigurationError(
+                f"{names[0]!r} requires a grant: only a server grants any, so only its handlers may"
+            )
+        credentials = dict(self._credentials)
+        if self._ticket is not None and self._ticket.token:
+            credentials.setdefault("token", self._ticket.token)
         if self._reconnect is not None:
             every = self._reconnect.keepalive
             self._quic = {"keep_alive": every, "idle_timeout": 3 * every} | self._quic
         return Connecting(
             ClientConfig(
+                credentials=ClientCredentials(**credentials),
                 address=self._address,
                 trust=Trust(**self._trust),
                 server_name=self._server_name,
                 timeout=self._timeout,
                 reconnect=self._reconnect,
                 further=self._further,
+                others=self._others,
+                search=self._search,
                 **self._common(),
             )
         )
@@ -380,3 +494,9 @@ def _server(address: str | tuple[str, int]) -> tuple[str, int]:
             f"{address!r} cannot be connected to: give host and port, as in '127.0.0.1:5000'"
         )
     return host, port
+
+
+def _checked_timeout(timeout: float) -> float:
+    if not isinstance(timeout, int | float) or not 0 < timeout <= 3600:
+        raise ConfigurationError(f"timeout={timeout!r} must be seconds, above 0 and up to 3600")
+    return timeout

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 from echostream.builder import ClientBuilder, ClientConfig
 from echostream.codes import Close
+from echostream.discovery.service import Service
 from echostream.errors import ConfigurationError, ConnectionClosed, IdentityError
+from echostream.finding import find, find_all, find_one
+from echostream.rpc.authentication import introduce
 from echostream.rpc.caller import Caller
 from echostream.rpc.context import ClientContext
 from echostream.rpc.hooks import run_hooks, run_hooks_while_open
@@ -22,8 +25,9 @@ from echostream.transport.addresses import resolve
 from echostream.transport.connection import Connection
 from echostream.transport.dial import dial, dial_first
 from echostream.transport.engine import Engine, HandshakeCompleted
-from echostream.transport.identity import fingerprint_of
+from echostream.transport.identity import Identity, fingerprint_of
 from echostream.transport.quic.engine import client_engine
+from echostream.transport.ticket import Ticket
 from echostream.transport.ticket_cache import TicketCache
 from echostream.transport.trust import Plan
 
@@ -88,6 +92,9 @@ class Connecting:
     async def _connect(self) -> RpcClient:
         if self._client is not None:
             raise ConfigurationError("this client was connected already: build another one")
+        if self._config.search is not None and self._config.reconnect is None:
+            self._client = client = await find(self._config)
+            return client
         self._client = client = self._make(self._config)
         await client._open()
         return client
@@ -111,6 +118,7 @@ class RpcClient(Caller):
             kept = config.reconnect.early_data
             self._tickets = TicketCache(TicketCache.default_path() if kept else None)
             self._link = self._context._link = Link(config.reconnect, self._establish)
+        self._server_key = ""
 
     def __repr__(self) -> str:
         return f"<RpcClient {self._config.address[0]}:{self._config.address[1]}>"
@@ -128,27 +136,88 @@ class RpcClient(Caller):
 
     @staticmethod
     def connect(
-        address: str | tuple[str, int],
+        address: str | tuple[str, int] | Ticket,
         *,
         timeout: float = 10.0,
         server_name: str | None = None,
         reconnect: bool = False,
+        token: str | None = None,
+        identity: Identity | None = None,
         **trust: Any,
     ) -> Connecting:
-        """Connect to a server: ``await`` the result, or ``async with`` it. ``reconnect``: come back
-        after every loss of the connection, as ``ClientBuilder.reconnect`` describes.
+        """Connect to a server, by address or ticket: ``await`` the result, or ``async with`` it.
+        ``reconnect``: come back after every loss of the connection, as ``ClientBuilder.reconnect``
+        describes.
 
         ``trust``: ``fingerprint=``, ``ca=``, ``known_hosts=`` or ``insecure=True``. Without any,
         the server's key is checked against the known hosts, a public name against the system's
         authorities, and a private address is trusted on first use and remembered.
 
+        ``token`` and ``identity`` tell the server who this client is.
+
         Raises ``ConnectionClosed`` when nobody answers within ``timeout`` s (it says what was
-        tried), ``IdentityError`` when the server is not who it should be.
+        tried), ``IdentityError`` when the server is not who it should be, or refuses this client.
         """
         builder = ClientBuilder().connect(address, timeout=timeout, server_name=server_name)
         if reconnect:
             builder.reconnect()
-        return builder.trust(**trust).build()
+        return builder.credentials(token=token, identity=identity).trust(**trust).build()
+
+    @overload
+    @staticmethod
+    def discover(
+        name: str,
+        *,
+        timeout: float = 3.0,
+        where: Callable[[Service], bool] | None = None,
+        addresses: Sequence[str | tuple[str, int]] = (),
+        all: Literal[False] = False,
+        token: str | None = None,
+        identity: Identity | None = None,
+        **trust: Any,
+    ) -> Connecting: ...
+
+    @overload
+    @staticmethod
+    def discover(
+        name: str,
+        *,
+        timeout: float = 3.0,
+        where: Callable[[Service], bool] | None = None,
+        addresses: Sequence[str | tuple[str, int]] = (),
+        all: Literal[True],
+        token: str | None = None,
+        identity: Identity | None = None,
+        **trust: Any,
+    ) -> Coroutine[Any, Any, list[RpcClient]]: ...
+
+    @staticmethod
+    def discover(
+        name: str,
+        *,
+        timeout: float = 3.0,
+        where: Callable[[Service], bool] | None = None,
+        addresses: Sequence[str | tuple[str, int]] = (),
+        all: bool = False,
+        token: str | None = None,
+        identity: Identity | None = None,
+        **trust: Any,
+    ) -> Connecting | Coroutine[Any, Any, list[RpcClient]]:
+        """Find a server by name and connect to it: ``await`` the result, or ``async with`` it.
+
+        Looked for at ``addresses``, where the environment variable ``ECHOSTREAM_SERVICES`` says,
+        and by multicast DNS; the first that proves its key wins. ``where`` chooses among announced
+        services. ``all=True`` waits for ``timeout`` s and returns a client for each one found.
+
+        The other options are those of :meth:`connect`. Without any of ``trust``, the key must be
+        one that is known for this name; where none is, a server in one's own network is trusted on
+        first use and remembered. Raises ``DiscoveryError`` that says what was tried, and
+        ``IdentityError`` when servers answered and none could be trusted.
+        """
+        builder = ClientBuilder().discover(name, timeout=timeout, where=where, addresses=addresses)
+        builder.credentials(token=token, identity=identity).trust(**trust)
+        connecting = builder.build()
+        return find_all(connecting._config) if all else connecting
 
     @property
     def context(self) -> ClientContext:
@@ -225,15 +294,32 @@ class RpcClient(Caller):
         """One connection, from its first packet until the ``on_connect`` hooks are through.
         ``elsewhere``: to the next one of several servers."""
         config = self._config
-        loop = asyncio.get_running_loop()
-        self._deadline = loop.time() + config.timeout
+        self._deadline = asyncio.get_running_loop().time() + config.timeout
+        if config.search is not None:
+            found, connection = await find_one(replace(config, reconnect=None))
+            self._target, self._server_key = found._target, found._server_key
+            return await self._open_on(connection)
         if elsewhere:
             servers = (config.address, *config.further)
             self._target = servers[(servers.index(self._target) + 1) % len(servers)]
         plan = await self._plan()
         peer = None if self._tickets is None else await self._resumed(plan, self._tickets)
         if peer is None:
-            peer = await self._greeted(await self._verified(plan))
+            return await self._open_on(await self._verified(plan))
+        return await self._ready(peer)
+
+    async def _reach(self) -> Connection:
+        """A connection to a server that is who it should be. Nothing was said yet."""
+        self._deadline = asyncio.get_running_loop().time() + self._config.timeout
+        return await self._verified(await self._plan())
+
+    async def _open_on(self, connection: Connection) -> Peer:
+        return await self._ready(await self._greeted(connection))
+
+    async def _ready(self, peer: Peer) -> Peer:
+        """Run the ``on_connect`` hooks, and serve."""
+        config = self._config
+        loop = asyncio.get_running_loop()
         self._live_peer = self._context._live_peer = peer
         lifetime = loop.create_task(self._live(peer))
         self._lifetimes[lifetime] = peer
@@ -293,18 +379,19 @@ class RpcClient(Caller):
         peer.on_handshake = compare
         peer.on_ticket = lambda ticket: tickets.put_soon(plan, identity[0], ticket)
         connection.on_unreachable = lambda: peer.close(Close.TIMEOUT)
-        peer.greet()
-        if self._config.reconnect is not None and (
-            self._config.reconnect.early_data or not self._config.hooks.connect
+        config = self._config
+        assert config.reconnect is not None
+        if config.credentials.identity is None and (
+            config.reconnect.early_data or not config.hooks.connect
         ):
-            self._link.early(peer)
+            self._link.early(peer)  # whoever waits goes on when HELLO is written
         try:
-            async with asyncio.timeout(min(RESUME_S, self._config.timeout)):
+            async with asyncio.timeout(min(RESUME_S, config.timeout)):
+                await introduce(peer, config.credentials, kept.fingerprint)
                 completed = await connection.wait_connected()
                 await asyncio.to_thread(
                     plan.accept, completed.certificate, resumed=kept.fingerprint
                 )
-                await peer.wait_greeted()
         except (ConnectionClosed, TimeoutError):
             peer.close(Close.OK)
             self._link.early(None)
@@ -324,6 +411,7 @@ class RpcClient(Caller):
         except BaseException as exc:
             connection.close(Close.IDENTITY_REFUSED if isinstance(exc, IdentityError) else Close.OK)
             raise
+        self._server_key = fingerprint
         self._proved = plan, fingerprint
         return connection
 
@@ -333,10 +421,9 @@ class RpcClient(Caller):
         peer = self._peer_on(connection)
         if self._tickets is not None and self._proved is not None:
             peer.on_ticket = partial(self._tickets.put_soon, *self._proved)
-        peer.greet()
         try:
             async with asyncio.timeout_at(self._deadline):
-                await peer.wait_greeted()
+                await introduce(peer, self._config.credentials, self._server_key)
         except BaseException as exc:
             peer.close(Close.OK)
             if not isinstance(exc, TimeoutError):
@@ -365,6 +452,8 @@ class RpcClient(Caller):
                 port,
                 lambda: self._engine(plan),
                 timeout=max(self._deadline - asyncio.get_running_loop().time(), 1e-3),
+                others=self._config.others,
+                check=plan.check,
             )
         except ConnectionClosed as exc:
             if CRYPTO_ERROR <= exc.code < CRYPTO_ERROR + 0x100:

@@ -7,12 +7,13 @@ import logging
 import signal
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from echostream.builder import ServerBuilder, ServerConfig
 from echostream.codes import Close
 from echostream.errors import ConfigurationError, ConnectionClosed
 from echostream.protocol.assembly import Account
+from echostream.rpc.authentication import admit, new_challenge
 from echostream.rpc.context import ServerContext
 from echostream.rpc.event_session import EventSessions
 from echostream.rpc.hooks import run_hooks, run_hooks_until_error, run_hooks_while_open
@@ -24,6 +25,10 @@ from echostream.transport.handler import ConnectionHandler
 from echostream.transport.identity import Identity
 from echostream.transport.quic.acceptor import QuicAcceptor
 from echostream.transport.quic.tickets import TicketStore
+
+if TYPE_CHECKING:
+    from echostream.discovery.advertiser import Advertiser
+    from echostream.discovery.service import Announcement
 
 __all__ = ["RpcServer", "ServerStatistics"]
 
@@ -82,6 +87,7 @@ class RpcServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._identity: Identity | None = None
         self._acceptor: QuicAcceptor | None = None
+        self._advertiser: Advertiser | None = None
         self._assembling = Account(config.limits.assembly_total)
         self._event_sessions = EventSessions()
 
@@ -108,6 +114,12 @@ class RpcServer:
         if self._identity is None:
             raise ConfigurationError("the server has no identity before it was started")
         return self._identity.fingerprint
+
+    @property
+    def announced_as(self) -> str | None:
+        """The server's own name in the local network, once it is claimed and announced. Differs
+        from the name of ``enable_discovery`` where another server has that one."""
+        return None if self._advertiser is None else self._advertiser.instance
 
     def statistics(self) -> ServerStatistics:
         """A snapshot of what is held for all clients together."""
@@ -147,6 +159,14 @@ class RpcServer:
             await run_hooks("on_shutdown", config.hooks.shutdown, self._context)
             raise
         logger.info("listening on %s port %d", *self._listener.address)
+        if config.announcement is not None and self._identity is not None:
+            self._announce(config.announcement)
+
+    def _announce(self, announcement: Announcement) -> None:
+        from echostream.discovery.advertiser import Advertiser  # loads zeroconf
+
+        self._advertiser = Advertiser(announcement, *self.address, fingerprint=self.fingerprint)
+        self._advertiser.start()
 
     async def _listen(self) -> Listener:
         config = self._config
@@ -214,6 +234,8 @@ class RpcServer:
         assert self._stopped is not None
         peers = [session._peer for session in self._context.sessions]
         try:
+            if self._advertiser is not None:
+                await self._advertiser.close()  # first: whoever looks now finds another server
             if peers and drain:
                 await asyncio.gather(*(peer.drain(drain) for peer in peers))
             await self._listener.close(Close.GOING_AWAY, "shutting down", linger=LINGER_S)
@@ -234,12 +256,12 @@ class RpcServer:
             connection, config.limits, config.routes, session, self._assembling, config.now_ns
         )
         session._live_peer = peer
-        peer.events.on_offer = lambda: self._own(self._resume(session, peer))
+        challenge = None if config.authenticator is None else new_challenge()
         if self._shutdown is not None:
             peer.close(Close.GOING_AWAY, "shutting down")
             return peer
-        peer.greet()
-        self._own(self._serve(session, peer))
+        peer.greet(challenge=challenge)
+        self._own(self._serve(session, peer, challenge))
         return peer
 
     def _own(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -264,12 +286,18 @@ class RpcServer:
                 return
         peer.events.answer(resumption, fresh=fresh, upto=upto)
 
-    async def _serve(self, session: Session, peer: Peer) -> None:
+    async def _serve(self, session: Session, peer: Peer, challenge: bytes | None) -> None:
         """One session from HELLO to the end."""
         try:
             await peer.wait_greeted()
         except ConnectionClosed:
             return
+        authenticator = self._config.authenticator
+        if authenticator is not None and challenge is not None:
+            own = "" if self._identity is None else self._identity.fingerprint
+            if not await admit(peer, session, authenticator, own, challenge):
+                return
+        peer.events.take_offers(lambda: self._own(self._resume(session, peer)))
         hooks = self._config.hooks
         sessions = self._context._sessions
         sessions[session.id] = session

@@ -1,13 +1,12 @@
-"""Finding a service: by its address, and by the key that it is known to have.
+"""Finding a server by its name in the local network, and knowing it by its key.
 
-    python examples/service_discovery.py [ADDR]
+    python examples/service_discovery.py [NAME]
 
-Finding servers by name on the local network (mDNS) is not in EchoStream yet. Until then a client is
-given an address; several candidates are tried here in turn. An address always works, also where
-multicast does not: in containers, between networks, on the Internet.
+The server announces itself (mDNS); the client looks for the name, and has an address to fall back
+on, because that works also where multicast does not: in containers and between networks.
 
-An address says where a server is, not who it is. On the first contact with a private address its
-key is remembered (as SSH does); from then on another key there is refused.
+A name says nothing about who answers: anybody in the network may announce it. At the first contact
+the server's key is remembered for the name (as SSH does); from then on another key is refused.
 """
 
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from echostream import (
     ConfigurationError,
-    ConnectionClosed,
+    DiscoveryError,
     Identity,
     IdentityError,
     RpcClient,
@@ -31,41 +30,56 @@ async def name() -> str:
     return "AudioService"
 
 
-def service(address: str | tuple[str, int], identity: Identity) -> RpcServer:
-    return RpcServer.builder().bind(address).identity(identity).handler(name).build()
+def service(wanted: str, identity: Identity) -> RpcServer:
+    return (
+        RpcServer.builder()
+        .bind("127.0.0.1:0")  # "0.0.0.0:5000" is announced on all networks
+        .identity(identity)
+        .enable_discovery(wanted, properties={"room": "kitchen"})
+        .handler(name)
+        .build()
+    )
 
 
-async def find(addresses: list, known_hosts: Path) -> RpcClient:
-    """The first that answers."""
-    for address in addresses:
-        try:
-            return await RpcClient.connect(address, timeout=0.5, known_hosts=known_hosts)
-        except ConnectionClosed as error:
-            print(f"client: not {address}: {error}")
-    raise SystemExit("client: no service found")
+async def find(wanted: str, server: RpcServer, known_hosts: Path) -> RpcClient:
+    try:
+        return await RpcClient.discover(
+            wanted,
+            timeout=3.0,
+            where=lambda found: found.properties.get("room") == "kitchen",
+            known_hosts=known_hosts,
+        )
+    except DiscoveryError as error:
+        print("client: falls back on the address:", str(error).split(". ")[0])
+        return await RpcClient.connect(server.address, known_hosts=known_hosts)
 
 
-async def main(first: str) -> None:
+def remembered(known_hosts: Path) -> str:
+    """What is known by name stands in a file beside what is known by address."""
+    by_name = known_hosts.with_name("known_hosts.services")
+    return (by_name if by_name.exists() else known_hosts).read_text().split()[1]
+
+
+async def main(wanted: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         known_hosts = Path(folder) / "known_hosts"
-        async with service("127.0.0.1:0", Identity.ephemeral()) as server:
-            address = server.address
-            async with await find([first, address], known_hosts) as client:
-                print("client: found", await client.request("service.name"))
-            print("client: remembers", known_hosts.read_text().split()[1][:15] + "…")
+        server = service(wanted, Identity.ephemeral())
+        async with server, await find(wanted, server, known_hosts) as client:
+            print("client: found", await client.request("service.name"))
+        print("client: remembers", remembered(known_hosts)[:15] + "…")
 
-        # Somebody else answers at the same address, with another key.
-        async with service(address, Identity.ephemeral()):
+        # Somebody else announces the same name, with another key.
+        async with service(wanted, Identity.ephemeral()) as impostor:
             try:
-                await find([address], known_hosts)
-            except IdentityError as error:
-                print(
-                    "client: refuses:", str(error).splitlines()[0].replace(str(address[1]), "PORT")
-                )
+                await RpcClient.discover(wanted, timeout=3.0, known_hosts=known_hosts)
+            except IdentityError:
+                print("client: refuses", impostor.fingerprint[:15] + "…, which it does not know")
+            except DiscoveryError:
+                print("client: multicast does not work here, so nobody can pretend by it")
 
 
 if __name__ == "__main__":
     try:
-        run(main(sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:9"))
+        run(main(sys.argv[1] if len(sys.argv) > 1 else "AudioService"))
     except ConfigurationError as error:
         sys.exit(f"{error}")

@@ -142,6 +142,8 @@ class RawClient:
             self.stops.append((event.stream_id, event.code))
         self._news.set()
 
+    idle = True
+
     def before_flush(self, now: float) -> None:
         """Nothing is queued here."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import FrozenInstanceError
 from itertools import pairwise
-from math import inf
+from math import inf, sqrt
 
 import pytest
 from hypothesis import given, settings
@@ -63,7 +63,7 @@ def test_first_exchange_sets_the_offset_and_is_inverted_exactly() -> None:
     clock.add_exchange(1000, 6_000_000 + 1100, 6_000_000 + 1100, 1200)
     assert clock.offset_ns == 6_000_000
     assert clock.to_local(clock.to_remote(1200)) == 1200
-    assert clock.error_bound_ns <= 102
+    assert clock.error_bound_ns <= 103
 
 
 def test_asymmetry_shows_in_the_bound() -> None:
@@ -304,15 +304,45 @@ def test_schedule() -> None:
     assert schedule.next_probe_ns(600 * SECOND) == 600 * SECOND
 
 
-def test_schedule_is_sparse_while_the_bound_is_small() -> None:
-    schedule = ProbeSchedule(0)
-    sent = {True: [0], False: [0]}
-    for small, until in ((True, 200), (False, 300), (True, 400)):
-        sent[small] = [now := schedule.next_probe_ns(sent[not small][-1])]
-        while now < until * SECOND:
-            schedule.probe_sent(now, 50_000.0 if small else 150_000.0)
-            sent[small].append(now := schedule.next_probe_ns(now))
-        pause, size = (8 * SECOND, 4) if small else (4 * SECOND, 6)
-        gaps = [b - a for a, b in pairwise(sent[small])][-4 * size :]
-        assert gaps.count(pause) == 4
-        assert gaps.count(5 * MS) == 4 * size - 4
+@pytest.mark.parametrize(
+    ("bound", "rtt"), [(50e3, 100_000), (21e6, 40_000_000)], ids=["close", "far"]
+)
+def test_schedule_is_sparse_while_the_bound_is_small(bound: float, rtt: int) -> None:
+    """Nobody can get below half of the shortest round trip."""
+    schedule, sent = ProbeSchedule(0), [0]
+    while sent[-1] < 400 * SECOND:
+        schedule.probe_sent(sent[-1], bound, rtt)
+        sent.append(schedule.next_probe_ns(sent[-1]))
+    pauses = [gap for a, b in pairwise(sent) if (gap := b - a) > 5 * MS]
+    steady = pauses[pauses.index(8 * SECOND) :]
+    assert [pause // SECOND for pause in steady] == [8, 16, 32, *[64] * (len(steady) - 3)]
+    assert len(steady) > 6
+    wide = 2 * bound + 100e3
+    schedule.probe_sent(sent[-1], wide, rtt)  # the bound grew too much meanwhile
+    for _ in range(2):
+        schedule.probe_sent(sent[-1], bound, rtt)
+    assert schedule.next_probe_ns(sent[-1]) == sent[-1] + 32 * SECOND
+
+
+def test_the_pause_settles_where_the_bound_stays_small() -> None:
+    """A bound that grows as that of real clocks does."""
+    schedule, sent, at = ProbeSchedule(0), [0], 0
+    while sent[-1] < 2000 * SECOND:
+        age = (sent[-1] - at) / SECOND
+        schedule.probe_sent(sent[-1], 40e3 + 3e-7 / sqrt(3) * age**1.5 * 1e9, 80_000)
+        at = sent[-1]
+        sent.append(schedule.next_probe_ns(sent[-1]))
+    late = [b - a for a, b in pairwise(sent) if a > 200 * SECOND]
+    assert 16 * SECOND <= max(late) <= 64 * SECOND
+    assert len(late) < 0.3 * 1800
+
+
+def test_a_sharp_schedule_goes_on_while_round_trips_wait() -> None:
+    for queueing, sharp, least in ((5e6, True, 40.0), (5e6, False, 0.1), (1e5, True, 0.1)):
+        schedule, now, count = ProbeSchedule(0), 0, 0
+        schedule.sharp = sharp
+        while now < 100 * SECOND:
+            schedule.probe_sent(now, 5e6, 8_000_000, queueing)
+            now, count = schedule.next_probe_ns(now), count + 1
+        assert count > least * 100
+        assert count < 1000 or least > 1.0

@@ -163,6 +163,7 @@ class PacketSpace:
 
 @final
 class Pacer:
+    _max_datagram_size: float
     @property
     def bucket_max(self) -> float: ...
     @property
@@ -181,6 +182,7 @@ class Reno:
     bytes_in_flight: int
     congestion_window: int
     ssthresh: Any
+    _max_datagram_size: int
     def __new__(cls, *, max_datagram_size: int) -> Self: ...
     def on_packet_acked(self, *, now: float, packet: Any) -> None: ...
     def on_packet_sent(self, *, packet: Any) -> None: ...
@@ -216,6 +218,7 @@ class RecoveryState:
     unanswered: int
     largest_sent: int
     skipped: Any
+    largest_delivered: int
     _presumed_lost: dict[Any, Any]
     plain_delivery: bool
     def find_lost(self, now: float, space: PacketSpace) -> list[Any]: ...
@@ -291,4 +294,6 @@ class ReceivePath(ConnectionState):
 
 @disjoint_base
 class SendPath(ReceivePath):
+    @property
+    def idle(self) -> bool: ...
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Any]]: ...

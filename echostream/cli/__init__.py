@@ -28,9 +28,12 @@ VERBS = {
     "listen": "print the events that a server emits",
     "play": "stream a file, or the microphone, to a server",
     "record": "take a stream from a server, into a file or to the speaker",
+    "discover": "the servers that the local network announces",
+    "ping": "round trip, clock offset, drift and error bound, live",
+    "sync-lab": "players in several processes on a bad network: how far apart are they?",
     "replay": "what the jitter buffer makes of a recorded network",
     "bench": "how fast calls, events and streams are here, or to a server elsewhere",
-    "identity": "show this user's key, and the servers whose keys are known",
+    "identity": "this user's key, tickets for it, and the servers whose keys are known",
     "doctor": "check this machine, and say what to do",
 }
 
@@ -80,7 +83,7 @@ def _run(words: list[str]) -> int:
     for name, summary in VERBS.items():
         of_verb = verbs.add_parser(name, help=summary, description=summary.capitalize() + ".")
         if name == verb:
-            module = import_module(f"echostream.cli.{name}")
+            module = import_module(f"echostream.cli.{name.replace('-', '_')}")
             module.add_arguments(of_verb)
     args = parser.parse_args(words)
     assert module is not None

@@ -1,4 +1,4 @@
-"""What ``play`` and ``record`` share: devices by number or name, and texts for seconds."""
+"""What ``play`` and ``record`` share: the sound card, and how long."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def add_connection_arguments(parser: argparse.ArgumentParser, *, optional: bool 
         "address",
         metavar="ADDR",
         nargs="?" if optional else None,
-        help="the server, as HOST:PORT or [IPV6]:PORT",
+        help="the server: HOST:PORT, [IPV6]:PORT or a ticket",
     )
     parser.add_argument(
         "--timeout", metavar="S", type=float, default=10.0, help="seconds to wait (default: 10)"

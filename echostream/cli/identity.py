@@ -1,4 +1,4 @@
-"""``echostream identity``: this user's own key, and the servers whose keys are known."""
+"""``echostream identity``: this user's own key, tickets for it, and the keys that are known."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import json
 from datetime import UTC, datetime
 
 from echostream.cli.errors import BadInput
+from echostream.cli.ticket import make_ticket, print_ticket
+from echostream.discovery.service import check_service_name
+from echostream.errors import ConfigurationError
 from echostream.transport.addresses import parse_address
-from echostream.transport.identity import Identity
+from echostream.transport.identity import Identity, rotate
 from echostream.transport.known_hosts import KnownHosts
+from echostream.transport.known_services import KnownServices
 from echostream.transport.private_files import data_directory
+from echostream.transport.trust import Trust
 
 __all__ = ["add_arguments", "run"]
 
@@ -22,8 +27,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = actions.add_parser("show", help="the key that servers of this user show (default)")
     known = actions.add_parser("known-hosts", help="the servers whose keys are known")
     forget = actions.add_parser("forget", help="trust a server's next key as if it were new")
-    forget.add_argument("address", metavar="HOST:PORT")
-    for each in (show, known, forget):
+    forget.add_argument("address", metavar="HOST:PORT|NAME")
+    renew = actions.add_parser("rotate", help="a new key, which clients that know the old one take")
+    trust = actions.add_parser("trust", help="believe a server that is found by name")
+    trust.add_argument("name", metavar="NAME")
+    trust.add_argument("fingerprint", metavar="SHA256", help="what its own side shows")
+    ticket = actions.add_parser("ticket", help="where this user's server is, and its key")
+    ticket.add_argument(
+        "addresses", metavar="HOST:PORT", nargs="+", help="':PORT' is every address of this host"
+    )
+    ticket.add_argument("--name", default="", help="for people who read the ticket")
+    ticket.add_argument("--token", default="", help="what the client is to show; keep it secret")
+    ticket.add_argument("--qr", action="store_true", help="a QR code in the terminal as well")
+    ticket.add_argument("--png", metavar="FILE", help="the QR code as a picture")
+    for each in (show, known, forget, renew, trust, ticket):
         each.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="as JSON")
 
 
@@ -33,6 +50,15 @@ def run(args: argparse.Namespace) -> int:
         return _known_hosts(args.json)
     if args.action == "forget":
         return _forget(args.address, args.json)
+    if args.action == "rotate":
+        rotate()
+        return _show(args.json)
+    if args.action == "trust":
+        return _trust(args.name, args.fingerprint, args.json)
+    if args.action == "ticket":
+        made = make_ticket(args.addresses, args.name, args.token)
+        print_ticket(made, as_json=args.json, qr=args.qr, png=args.png)
+        return 0
     return _show(args.json)
 
 
@@ -58,27 +84,42 @@ def _show(as_json: bool) -> int:
 
 
 def _known_hosts(as_json: bool) -> int:
-    known = KnownHosts()
-    entries = known.entries()
+    known, services = KnownHosts(), KnownServices()
+    entries = [(each.key, each.fingerprint, each.since) for each in known.entries()]
+    entries += [(each.name, each.fingerprint, each.since) for each in services.entries()]
     if as_json:
         facts = [
-            {"address": each.key, "fingerprint": each.fingerprint, "since": each.since}
-            for each in entries
+            {"address": key, "fingerprint": fingerprint, "since": since}
+            for key, fingerprint, since in entries
         ]
         print(json.dumps(facts))
     elif not entries:
         print(f"no known hosts in {known.path}")
     else:
-        width = max(len(each.key) for each in entries)
-        for each in entries:
-            print(f"{each.key:<{width}}  {each.fingerprint}  {each.since}".rstrip())
+        width = max(len(key) for key, _, _ in entries)
+        for key, fingerprint, since in entries:
+            print(f"{key:<{width}}  {fingerprint}  {since}".rstrip())
     return 0
 
 
 def _forget(address: str, as_json: bool) -> int:
-    known = KnownHosts()
-    host, port = parse_address(address)
-    if not known.forget(host, port):
-        raise BadInput(f"{address} is not in {known.path}")
+    known, services = KnownHosts(), KnownServices()
+    if not services.forget(address):
+        try:
+            host, port = parse_address(address)
+        except ConfigurationError as exc:
+            raise BadInput(f"{exc}; and no service of that name is in {services.path}") from None
+        if not known.forget(host, port):
+            raise BadInput(f"{address} is not in {known.path}")
     print(json.dumps({"forgotten": address}) if as_json else f"{address} is forgotten")
+    return 0
+
+
+def _trust(name: str, fingerprint: str, as_json: bool) -> int:
+    check_service_name(name)
+    wanted = Trust(fingerprint=fingerprint).fingerprint
+    assert wanted is not None
+    KnownServices().record(name, wanted)
+    done = json.dumps({"trusted": name, "fingerprint": wanted})
+    print(done if as_json else f"{name} may have the key {wanted}")
     return 0

@@ -22,6 +22,7 @@ from echostream.cli.recording import Recording, check_output
 from echostream.client import RpcClient
 from echostream.contrib import audio
 from echostream.errors import ConnectionClosed, DeadlineExceeded, MethodNotFound
+from echostream.media.playout import PlayoutStatistics
 from echostream.rpc.context import ClientContext
 from echostream.rpc.receiver import StreamReceiver
 from echostream.runner import run as run_loop
@@ -158,9 +159,9 @@ def _facts(
 ) -> dict[str, Any]:
     assert stream.format is not None
     seen, rate = stream.statistics(), stream.format.sample_rate
-    concealed = 0
-    if seen.playout is not None:
-        concealed = seen.playout.buffer.concealed_frames
+    concealed = late = 0
+    if isinstance(seen.playout, PlayoutStatistics):
+        concealed, late = seen.playout.buffer.concealed_frames, seen.playout.buffer.late
         seconds = seconds or seen.playout.pulled_frames / rate
     return {
         "stream": stream.name,
@@ -172,7 +173,7 @@ def _facts(
         "seconds": round(seconds, 3),
         "packets": seen.packets,
         "lost": seen.lost,
-        "late": seen.late + (seen.playout.buffer.late if seen.playout else 0),
+        "late": seen.late + late,
         "undecodable": seen.undecodable,
         "missing_ms": round(1000 * recording.missing / rate, 1) if recording else 0.0,
         "concealed_ms": round(1000 * concealed / rate, 1),

@@ -1,1 +1,1 @@
-"""What needs an extra: ``echostream[opus]``, ``echostream[audio]``. Nothing below imports it."""
+"""Floor 5: ready-made parts on top of the public API; some need an extra, and say so."""

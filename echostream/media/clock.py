@@ -40,6 +40,8 @@ SUSPEND_NS = 500_000_000
 SPAN_LIMIT_NS = 60_000_000_000
 STAMP_LIMIT_NS = 2**61
 REMEMBERED = 128
+TICK_NS = 1
+"""A difference of two stamps that were rounded to ns may be off by as much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +94,9 @@ class ClockSync:
         self._hull = OffsetHull(WANDER, RATE_EXPECTED, RATE_LIMIT)
         self._map = ClockMap()
         self._rate = 0.0
-        self._published_at = 0
+        self._rtt_ns = 0
+        self._queueing_ns = 0.0
+        self._published_at = -(2**63)
         self._published = False
         self._agreeing = 0
         self._recent: dict[tuple[bool, int], None] = {}
@@ -130,6 +134,21 @@ class ClockSync:
         no exchange comes. A step of the remote clock shows with the first exchange after it.
         """
         return self.error_bound_at(self._present())
+
+    @property
+    def rtt_ns(self) -> int:
+        """The newest exchange's round trip, without what the other side held it; 0 before."""
+        return self._rtt_ns
+
+    @property
+    def min_rtt_ns(self) -> int:
+        """The shortest round trip of late; 0 without exchanges."""
+        return self._hull.min_rtt
+
+    @property
+    def queueing_ns(self) -> float:
+        """What round trips took beyond the shortest one, smoothed."""
+        return self._queueing_ns
 
     @property
     def synchronized(self) -> bool:
@@ -198,9 +217,13 @@ class ClockSync:
             return False
         rtt = max((t4 - t1) - (t3 - t2), 0)
         if from_remote:
-            dropped = self._hull.add(t3, t4 - t3, t2, t1 - t2, rtt)
+            upper_at, upper, lower_at, lower = t3, t4 - t3, t2, t1 - t2
         else:
-            dropped = self._hull.add(t1, t2 - t1, t4, t3 - t4, rtt)
+            upper_at, upper, lower_at, lower = t1, t2 - t1, t4, t3 - t4
+        dropped = self._hull.add(upper_at, upper + TICK_NS, lower_at, lower - TICK_NS, rtt)
+        self._rtt_ns = rtt
+        waited = max(rtt - self._hull.min_rtt, 0)
+        self._queueing_ns += QUEUEING_MEMORY * (waited - self._queueing_ns)
         self._accepted += 1
         if dropped:
             self._changes += 1
@@ -336,39 +359,67 @@ BURSTS = (
     (4_000 * MILLISECOND, 6),
 )
 """Pause before a burst, probes in it; the last goes on for ever."""
-SPARSE = (8_000 * MILLISECOND, 4)
-SPARSE_BOUND_NS = 100_000.0
-"""The last burst becomes this one while the error bound is below that: a third of the work."""
+SPARSE_PROBES = 3
+LONGEST_PAUSE = 64_000 * MILLISECOND
+SPARSE_NS = 100_000.0
+SPARSE_SHARE = 0.1
+"""The last pause doubles, up to the longest, while the error bound at its end is no more than that,
+or than that share of it, above half of the shortest round trip: nobody can get below that, and more
+exchanges would not help much. Else it halves."""
+SHARP = (125 * MILLISECOND, 8)
+SHARP_NS = 500_000.0
+"""With :attr:`ProbeSchedule.sharp`, no burst is followed by a longer pause while round trips wait
+longer than that in queues: where delays vary, only many exchanges find the shortest ones."""
+QUEUEING_MEMORY = 1 / 16
 SPACING_NS = 5 * MILLISECOND
 
 
 class ProbeSchedule:
     """When to send the next exchange: 8 probes 5 ms apart at once, bursts of 8 that thin out
-    over half a minute, then 6 probes every 4 s, or 4 every 8 s while the bound is small anyway.
-    Time missed is not caught up.
+    over half a minute, then 6 probes every 4 s. Where the bound is small anyway, they become 3
+    every 8, 16, 32 or 64 s, the longest pause that keeps it small. Time missed is not caught up.
     """
 
     def __init__(self, start_ns: int):
+        self.sharp = False
+        """Whether the clock shall be as good as it can be: somebody plays in a group by it."""
         self.restart(start_ns)
 
     def restart(self, now_ns: int) -> None:
         """Begin again: after a suspend, a step, a new path."""
         self._burst = 0
         self._left = BURSTS[0][1]
+        self._pause = BURSTS[-1][0]
+        self._begun = False  # the present burst
+        self._small = False  # the bound, when it began
         self._due = now_ns
 
     def next_probe_ns(self, now_ns: int) -> int:
         """When the next probe leaves: ``now_ns`` or later."""
         return max(self._due, now_ns)
 
-    def probe_sent(self, now_ns: int, bound_ns: float = inf) -> None:
-        """A probe left; the clock's error is known to be at most ``bound_ns``."""
+    def probe_sent(
+        self, now_ns: int, bound_ns: float = inf, min_rtt_ns: int = 0, queueing_ns: float = 0.0
+    ) -> None:
+        """A probe left. The clock's error is at most ``bound_ns``; the shortest round trip took
+        ``min_rtt_ns``, and they wait about ``queueing_ns`` in queues."""
+        if not self._begun:
+            self._begun = True
+            slack = max(SPARSE_NS, SPARSE_SHARE * min_rtt_ns)
+            self._small = bound_ns <= min_rtt_ns / 2 + slack
         self._left -= 1
         if self._left:
             self._due = now_ns + SPACING_NS
             return
+        self._begun = False
         last = len(BURSTS) - 1
-        sparse = self._burst == last and bound_ns < SPARSE_BOUND_NS
+        pause, self._left = BURSTS[min(self._burst + 1, last)]
+        if self._burst == last:
+            longer, shorter = 2 * self._pause, self._pause // 2
+            self._pause = min(longer, LONGEST_PAUSE) if self._small else max(shorter, pause)
+            if self._pause > pause and not self.sharp:
+                pause, self._left = self._pause, SPARSE_PROBES
         self._burst = min(self._burst + 1, last)
-        pause, self._left = SPARSE if sparse else BURSTS[self._burst]
+        if self.sharp and queueing_ns > SHARP_NS and pause > SHARP[0]:
+            pause, self._left = SHARP
         self._due = now_ns + pause

@@ -86,7 +86,7 @@ class CodecPlayout(Playout):
         return 0 if self._stage.put(packet) else 4
 
     def pull_into(self, out: NDArray[Any], now_ns: int | None = None) -> int:
-        """See :meth:`Playout.pull_into`. Decoding allocates, and takes some 10 µs per packet."""
+        """See :meth:`Playout.pull_into`; decoding allocates."""
         now = time.monotonic_ns() if now_ns is None else now_ns
         if self._stage_turn.acquire(blocking=False):
             try:

@@ -29,6 +29,7 @@ __all__ = [
     "StreamEnded",
     "StreamFlushed",
     "StreamOpened",
+    "WelcomeReceived",
 ]
 
 
@@ -168,6 +169,10 @@ class ClockReceived(NamedTuple):
     frame: bytes
 
 
+class WelcomeReceived(NamedTuple):
+    """The server knows who we are, and takes us."""
+
+
 class GoAwayReceived(NamedTuple):
     """The peer serves no call from ``first_unserved`` on, and closes after ``drain_us``."""
 
@@ -200,5 +205,6 @@ ProtocolEvent: TypeAlias = (
     | MediaReceived
     | ClockReceived
     | GoAwayReceived
+    | WelcomeReceived
     | ProtocolViolation
 )

@@ -50,6 +50,7 @@ __all__ = [
     "STREAM_FLUSH",
     "STREAM_OPEN",
     "TIME",
+    "WELCOME",
     "FrameType",
 ]
 
@@ -61,6 +62,7 @@ class FrameType(IntEnum):
     GOAWAY = 0x02
     CREDIT = 0x03
     RESUME = 0x04
+    WELCOME = 0x05
     REQUEST = 0x10
     RESPONSE = 0x11
     ERROR = 0x12
@@ -82,6 +84,7 @@ HELLO: Final = int(FrameType.HELLO)
 GOAWAY: Final = int(FrameType.GOAWAY)
 CREDIT: Final = int(FrameType.CREDIT)
 RESUME: Final = int(FrameType.RESUME)
+WELCOME: Final = int(FrameType.WELCOME)
 REQUEST: Final = int(FrameType.REQUEST)
 RESPONSE: Final = int(FrameType.RESPONSE)
 ERROR: Final = int(FrameType.ERROR)

@@ -64,6 +64,10 @@ class Hello:
     agent: str = f"echostream/{__version__}"
     capabilities: tuple[str, ...] = CAPABILITIES
     limits: Limits = field(default_factory=Limits)
+    auth: Mapping[str, Any] | None = field(default=None, repr=False)
+    """What a client says about who it is: ``scheme``, and what belongs to it."""
+    challenge: bytes | None = None
+    """What a server wants signed; with it, the server says WELCOME before the client may go on."""
     session: bytes | None = None
 
     @property
@@ -73,8 +77,10 @@ class Hello:
 
     def encode(self) -> bytes:
         """The payload of a HELLO frame."""
+        optional = {"auth": self.auth, "challenge": self.challenge}
         return payload.encode(
             {
+                **{key: value for key, value in optional.items() if value is not None},
                 "version": self.version,
                 "agent": self.agent,
                 "capabilities": list(self.capabilities),
@@ -98,7 +104,16 @@ class Hello:
         capabilities = _field(body, "capabilities", list)
         if len(capabilities) > 64 or not all(isinstance(c, str) for c in capabilities):
             raise ProtocolError("HELLO capabilities must be at most 64 strings")
+        auth, challenge = body.get("auth"), body.get("challenge")
+        if auth is not None and not (
+            isinstance(auth, dict) and isinstance(auth.get("scheme"), str)
+        ):
+            raise ProtocolError("HELLO auth must be a map with a scheme")
+        if challenge is not None and not (isinstance(challenge, bytes) and len(challenge) == 32):
+            raise ProtocolError("HELLO challenge must be 32 bytes")
         return cls(
+            auth=auth,
+            challenge=challenge,
             version=min(version, VERSION),
             agent=str(_field(body, "agent", str))[:256],
             capabilities=tuple(capabilities),

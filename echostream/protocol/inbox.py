@@ -97,6 +97,7 @@ class Inbox:
             frames.HELLO: self._on_hello,
             frames.GOAWAY: self._on_goaway,
             frames.RESUME: self._on_resume,
+            frames.WELCOME: self._on_welcome,
             frames.REQUEST: self._on_request,
             frames.RESPONSE: self._on_response,
             frames.ERROR: self._on_error,
@@ -375,6 +376,11 @@ class Inbox:
             raise ProtocolError("GOAWAY outside the control stream")
         text = p.payload_bytes()[:256].decode("utf-8", "replace")
         return ev.GoAwayReceived(p.id, max(p.number, 0), max(p.time_us, 0), text)
+
+    def _on_welcome(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        if incoming.stream_id != self._control_id or not self._carrier.is_client:
+            raise ProtocolError("WELCOME comes from a server, on its control stream")
+        return ev.WelcomeReceived()
 
     def _on_request(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent | None:
         if p.id & 1 != self._peer_parity:

@@ -7,6 +7,9 @@ Calls, events and streams are numbered here; who waits for them is the floor abo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from echostream.codes import Close, Reset, Status
 from echostream.errors import ResourceExhausted
 from echostream.protocol import frames
@@ -43,14 +46,25 @@ class ProtocolSession:
         self._next_alias = 0 if carrier.is_client else 1
         self.last_peer_call = -1
 
-    def greet(self, session: bytes | None = None) -> None:
-        """Send our HELLO; ``session`` is the event session that goes on."""
-        hello = Hello(limits=self.limits, session=session).encode()
+    def greet(
+        self,
+        *,
+        auth: Mapping[str, Any] | None = None,
+        challenge: bytes | None = None,
+        session: bytes | None = None,
+    ) -> None:
+        """Send our HELLO, a client's with what proves who it is, a server's with what to sign.
+        ``session`` is the event session that goes on."""
+        hello = Hello(limits=self.limits, auth=auth, challenge=challenge, session=session).encode()
         self.outbox.open_control(encode_frame(frames.HELLO, 1, hello))
 
     def flush(self, now: float) -> None:
         """Write what may leave now (seconds, the clock of deadlines given to this session)."""
         self.outbox.flush(now)
+
+    def welcome(self) -> None:
+        """Tell the client that it is taken."""
+        self.outbox.control(encode_frame(frames.WELCOME, 1, b""))
 
     # Calls.
 

@@ -76,7 +76,7 @@ class Timeline:
 
     def aligned(self, capture_ts: int) -> int:
         """The local time (ns) at which what was captured then is to be heard."""
-        local = self._clock.sync.to_local(capture_ts) + self.delay_ns
+        local = self._clock.sync.to_local(capture_ts + self.delay_ns)
         if local < self._clock.now_ns():
             self.overdue += 1
         return local

@@ -73,6 +73,7 @@ class ClockDriver:
         self._late = 0  # what the next reply says about it
         self._replies: list[tuple[int, int, int]] = []
         self._restarted = -RESTART_NS
+        self._sharp_users = 0
         self.bad_frames = 0
         """Malformed, or answers to what was not asked."""
         self.unanswered_requests = 0
@@ -84,7 +85,20 @@ class ClockDriver:
         """Begin to ask. Idempotent."""
         if self._schedule is None and self._connection.closed is None:
             self._schedule = ProbeSchedule(self.now_ns())
+            self._schedule.sharp = self._sharp_users > 0
             self._arm()
+
+    def sharpen(self, users: int) -> None:
+        """So many more (or fewer) need the clock as good as it can be."""
+        self._sharp_users += users
+        if self._schedule is not None:
+            self._schedule.sharp = self._sharp_users > 0
+
+    def ask(self) -> None:
+        """One exchange now, in place of the next one. Nothing happens before :meth:`start`."""
+        if self._schedule is not None:
+            self._due = True
+            self._connection.wake()
 
     def stop(self, error: EchoStreamError | None = None) -> None:
         """The connection ended."""
@@ -151,7 +165,8 @@ class ClockDriver:
                 del self._pending[next(iter(self._pending))]
             self._pending[exchange] = t1, t1
             self._unsent.append(exchange)
-        self._schedule.probe_sent(t1, self.sync.error_bound_ns)
+        sync = self.sync
+        self._schedule.probe_sent(t1, sync.error_bound_ns, sync.min_rtt_ns, sync.queueing_ns)
         self._arm()
 
     def _sending(self) -> None:

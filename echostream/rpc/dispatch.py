@@ -149,6 +149,11 @@ class Dispatcher:
         for name, queue in self._queues.items():
             route = self._routes.listeners.get(name)
             assert route is not None
+            if route.requires and not route.requires <= self._peer.grants:
+                for _, dropped in queue:
+                    self._event_handled(len(dropped.payload))
+                    self.unclaimed_events += 1
+                queue.clear()
             self._start_listener(route, queue)
         early, self._early_streams = self._early_streams, []
         for event in early:
@@ -278,6 +283,9 @@ class Dispatcher:
         if route is None:
             hint = self._hint(self._routes.handlers, event.method)
             peer.refuse(call_id, Status.UNIMPLEMENTED, f"no handler {event.method[:128]!r}{hint}")
+            return
+        if route.requires and not route.requires <= peer.grants:
+            peer.refuse(call_id, Status.PERMISSION_DENIED, self._lacks(route))
             return
         try:
             argument = None if route.decode is None else route.decode(event.payload)
@@ -462,6 +470,9 @@ class Dispatcher:
             self.unclaimed_events += 1
             self._peer.events.handled(event.number)
             return
+        if self._ready and route.requires and not route.requires <= self._peer.grants:
+            self.unclaimed_events += 1
+            return
         if self._unhandled >= MAX_UNHANDLED_EVENTS or self._unhandled_bytes >= MAX_UNHANDLED_BYTES:
             if event.stream_id < 0:
                 self.dropped_events += 1
@@ -567,6 +578,8 @@ class Dispatcher:
         elif not self._ready:
             self._early_streams.append(event)
             peer.protocol.inbox.pause(event.stream_id)
+        elif route.requires and not route.requires <= peer.grants:
+            self._refuse_stream(alias, Status.PERMISSION_DENIED, self._lacks(route))
         else:
             self._accept_stream(route, event)
 
@@ -609,6 +622,10 @@ class Dispatcher:
             if not self._over or not isinstance(exc, ConnectionClosed):
                 logger.error("stream handler %r failed", route.name, exc_info=exc)
             receiver.close(Reset.HANDLER_FAILED)
+
+    def _lacks(self, route: Route) -> str:
+        missing = ", ".join(sorted(route.requires - self._peer.grants))
+        return f"{route.name!r} requires {missing}, which this client was not granted"
 
     def _hint(self, known: Registry, name: str) -> str:
         if self._hints <= 0:

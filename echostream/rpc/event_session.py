@@ -47,7 +47,7 @@ class EventSession:
         """The session's name, from this side's HELLO or the peer's."""
         self.offer: ev.ResumeReceived | None = None
         """What the client offered, on the server."""
-        self.on_offer: Callable[[], None] | None = None
+        self._on_offer: Callable[[], None] | None = None
         self.unwritten: list[Entry] = []
         """Events of a connection that ended before both sides agreed where to go on."""
 
@@ -95,6 +95,12 @@ class EventSession:
             await asyncio.shield(self._settled)
 
     # The server's side.
+
+    def take_offers(self, on_offer: Callable[[], None]) -> None:
+        """The client is who it says: from now on, tell when it offers to go on with a session."""
+        self._on_offer = on_offer
+        if self.offer is not None:
+            on_offer()
 
     def answer(self, resumption: Resumption, *, fresh: bool, upto: int) -> None:
         """Go on with the session that was offered. ``fresh``: nothing is known of it here, but that
@@ -145,8 +151,8 @@ class EventSession:
             self._violated("RESUME without a session in HELLO, or twice")
         else:
             self.offer = event
-            if self.on_offer is not None:
-                self.on_offer()
+            if self._on_offer is not None:
+                self._on_offer()
 
     def _answered(self, resumption: Resumption, event: ev.ResumeReceived) -> None:
         if event.fresh:

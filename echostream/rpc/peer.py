@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,10 @@ class Peer:
         """Called once, when the peer says that it takes no new calls."""
         self._greeted: asyncio.Future[None] = self.loop.create_future()
         self._greeted.add_done_callback(_retrieve)
+        self._welcomed: asyncio.Future[None] = self.loop.create_future()
+        self._welcomed.add_done_callback(_retrieve)
+        self.grants: frozenset[str] = frozenset()
+        """What the peer may do, of that which some handlers require."""
         self._closed: asyncio.Future[None] = self.loop.create_future()
         self._call_waiters: deque[asyncio.Future[None]] = deque()
         self._event_waiters: deque[asyncio.Future[None]] = deque()
@@ -127,6 +131,7 @@ class Peer:
             ev.MediaReceived: self._on_media,
             ev.ClockReceived: lambda event: self.clock.receive(event.frame),
             ev.GoAwayReceived: self._on_go_away,
+            ev.WelcomeReceived: self._on_welcome,
             ev.ProtocolViolation: lambda event: self.violated(event.message),
         }
 
@@ -161,10 +166,21 @@ class Peer:
 
     # Begin and end.
 
-    def greet(self) -> None:
+    def greet(
+        self, *, auth: Mapping[str, Any] | None = None, challenge: bytes | None = None
+    ) -> None:
         """Send our HELLO. The client does so once it knows who the server is."""
-        self.protocol.greet(self.events.token)
+        session = self.events.token if self.connection.engine.is_client else None
+        self.protocol.greet(auth=auth, challenge=challenge, session=session)
         self.connection.wake()
+
+    async def wait_welcome(self) -> None:
+        """Wait until a server that asked who we are takes us."""
+        await asyncio.shield(self._welcomed)
+
+    def _on_welcome(self, event: ev.WelcomeReceived) -> None:
+        if not self._welcomed.done():
+            self._welcomed.set_result(None)
 
     async def wait_greeted(self) -> None:
         """Wait for the peer's HELLO."""
@@ -245,6 +261,13 @@ class Peer:
         if self._drain_waiters:
             _release(self._drain_waiters)
         self.clock.before_flush()  # last: the stamps are those of the wire
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is queued, and nobody waits for space."""
+        return self.outbox.idle and not (
+            self._stream_waiters or self._call_waiters or self._event_waiters or self._drain_waiters
+        )
 
     def pump(self) -> None:
         """Take out and dispatch what the inbox has; a flood continues on the loop's next turn."""
@@ -581,6 +604,8 @@ class Peer:
         self.receivers.clear()
         if not self._greeted.done():
             self._greeted.set_exception(copy(error))
+        if not self._welcomed.done():
+            self._welcomed.set_exception(copy(error))
         self.dispatcher.connection_lost(
             orderly=event.by_peer
             and event.application

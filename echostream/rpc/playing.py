@@ -5,15 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
-from echostream.media.playout import Playout
+from echostream.errors import ProtocolError
+from echostream.media.codec import Decoder
+from echostream.media.frame import AudioFormat
+from echostream.media.playout import Playout, PlayoutStatistics
+from echostream.media.sync_playout import SyncPlayout, SyncStatistics
 from echostream.protocol.events import MediaReceived
 from echostream.protocol.frame_types import MEDIA_DTX
+from echostream.rpc.clock import ClockDriver
 
-__all__ = ["PlayoutFeed"]
+__all__ = ["AdaptiveFeed", "PlayoutFeed", "SyncFeed"]
 
 LEAD_S = 0.06
 """A reliable stream may run this far ahead of real time; what is further ahead waits."""
+SYNC_LEAD_S = 0.5
+"""The same for one that names its times, ahead of them."""
 RESTART_S = 1.0
 """Behind real time by more than that, a reliable stream has paused, and begins anew."""
 MAX_TIMESTAMP = 1 << 62
@@ -21,6 +29,16 @@ MAX_TIMESTAMP = 1 << 62
 PACE = 1.0005
 """What waits is released a little faster than real time (less than a cent), so that a sender with a
 fast clock does not lengthen the queue for ever."""
+
+
+class Player(Protocol):
+    """What every playout has."""
+
+    format: AudioFormat
+
+    def flush(self) -> int: ...
+    def end(self) -> None: ...
+    def statistics(self) -> PlayoutStatistics | SyncStatistics: ...
 
 
 class PlayoutFeed:
@@ -32,9 +50,11 @@ class PlayoutFeed:
     ``on_fault`` that a packet does not fit the format. ``clock``: seconds, that of the arrivals.
     """
 
+    lead_s = LEAD_S
+
     def __init__(
         self,
-        playout: Playout,
+        playout: Player,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
         on_room: Callable[[], None],
@@ -49,10 +69,9 @@ class PlayoutFeed:
         self._waiting: deque[MediaReceived] = deque()
         self._waiting_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._origin_s = 0.0
-        self._origin = -1
         self._over = False
         self.dropped = 0
+        self.undecodable = 0
 
     @property
     def queued(self) -> int:
@@ -68,7 +87,7 @@ class PlayoutFeed:
         if event.timestamp >= MAX_TIMESTAMP:
             self._on_fault(f"timestamp {event.timestamp} is 2**62 or more")
             return
-        if event.stream_id >= 0 and (self._waiting or self._lead(event, arrival) > LEAD_S):
+        if event.stream_id >= 0 and (self._waiting or self._lead(event, arrival) > self.lead_s):
             self._waiting.append(event)
             self._waiting_bytes += len(event.payload)
             self._arm(self._clock())
@@ -80,7 +99,6 @@ class PlayoutFeed:
         self.dropped += len(self._waiting)
         self._waiting.clear()
         self._waiting_bytes = 0
-        self._origin = -1
         self._stop()
         return self.playout.flush()
 
@@ -97,35 +115,26 @@ class PlayoutFeed:
 
     def _lead(self, event: MediaReceived, now: float) -> float:
         """Seconds by which this packet is ahead of real time."""
-        if self._origin >= 0:
-            due = self._origin_s + (event.timestamp - self._origin) / (self._rate * PACE)
-            if due - now > -RESTART_S:
-                return due - now
-        self._origin_s, self._origin = now, event.timestamp
-        return 0.0
+        raise NotImplementedError
+
+    def _push(self, event: MediaReceived, arrival: float) -> None:
+        raise NotImplementedError
 
     def _play(self, event: MediaReceived, arrival: float) -> None:
         try:
-            self.playout.push_packet(
-                event.sequence_number,
-                event.timestamp,
-                event.payload,
-                int(arrival * 1e9),
-                event.epoch,
-                bool(event.flags & MEDIA_DTX),
-            )
+            self._push(event, arrival)
         except ValueError as exc:
             self._on_fault(str(exc))
 
     def _arm(self, now: float) -> None:
         if self._timer is None:
-            wait = max(self._lead(self._waiting[0], now) - LEAD_S, 0.0)
+            wait = max(self._lead(self._waiting[0], now) - self.lead_s, 0.0)
             self._timer = self._loop.call_later(wait, self._release)
 
     def _release(self) -> None:
         self._timer = None
         now = self._clock()
-        while self._waiting and self._lead(self._waiting[0], now) <= LEAD_S + 1e-3:
+        while self._waiting and self._lead(self._waiting[0], now) <= self.lead_s + 1e-3:
             event = self._waiting.popleft()
             self._waiting_bytes -= len(event.payload)
             self._play(event, now)
@@ -134,3 +143,75 @@ class PlayoutFeed:
             self._arm(now)
         elif self._over:
             self.playout.end()
+
+
+class AdaptiveFeed(PlayoutFeed):
+    """Of a playout that finds its own delay: time is counted from the first packet on."""
+
+    playout: Playout
+    _origin_s = 0.0
+    _origin = -1
+
+    def flush(self) -> int:
+        self._origin = -1
+        return super().flush()
+
+    def _lead(self, event: MediaReceived, now: float) -> float:
+        if self._origin >= 0:
+            due = self._origin_s + (event.timestamp - self._origin) / (self._rate * PACE)
+            if due - now > -RESTART_S:
+                return due - now
+        self._origin_s, self._origin = now, event.timestamp
+        return 0.0
+
+    def _push(self, event: MediaReceived, arrival: float) -> None:
+        self.playout.push_packet(
+            event.sequence_number,
+            event.timestamp,
+            event.payload,
+            int(arrival * 1e9),
+            event.epoch,
+            bool(event.flags & MEDIA_DTX),
+        )
+
+
+class SyncFeed(PlayoutFeed):
+    """Of a playout that keeps to the sender's times."""
+
+    playout: SyncPlayout
+    decoder: Decoder | None = None
+    """Of a stream that is encoded."""
+    _sharp: ClockDriver | None = None
+
+    def keep_sharp(self, clock: ClockDriver) -> None:
+        """Have the playout's clock as good as it can be, until the end."""
+        self._sharp = clock
+        clock.sharpen(1)
+
+    def end(self) -> None:
+        if self._sharp is not None:
+            self._sharp.sharpen(-1)
+            self._sharp = None
+        super().end()
+
+    def _lead(self, event: MediaReceived, now: float) -> float:
+        assert event.capture_ts is not None
+        return self.playout.ahead_ns(event.capture_ts) / 1e9
+
+    def _push(self, event: MediaReceived, arrival: float) -> None:
+        if event.capture_ts is None:
+            raise ValueError("a packet of a time-synchronised stream without capture time")
+        payload: bytes | memoryview = event.payload
+        if self.decoder is not None and event.payload:
+            try:
+                payload = self.decoder.decode(event.payload).data.cast("B")
+            except ProtocolError:
+                self.undecodable += 1
+                return
+        self.playout.push_packet(
+            event.timestamp,
+            event.capture_ts,
+            payload,
+            self.playout.now() - int((self._clock() - arrival) * 1e9),
+            bool(event.flags & MEDIA_DTX),
+        )

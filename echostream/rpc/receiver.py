@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from echostream.codes import Reset
 from echostream.errors import (
@@ -22,11 +22,12 @@ from echostream.media.codec import PCM
 from echostream.media.decoded import CodecPlayout
 from echostream.media.frame import AudioFormat, AudioFrame
 from echostream.media.playout import Playout, PlayoutStatistics
+from echostream.media.sync_playout import SyncPlayout, SyncStatistics
 from echostream.protocol import events as ev
 from echostream.protocol import payload as payloads
 from echostream.rpc.aligned import Timeline
 from echostream.rpc.call import Metadata, decode_metadata
-from echostream.rpc.playing import PlayoutFeed
+from echostream.rpc.playing import AdaptiveFeed, PlayoutFeed, SyncFeed
 from echostream.rpc.stream_options import agreed_codec, agreed_format, format_to_wire, reset_name
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class ReceiverStatistics:
     dropped: int
     stale: int
     queued: int
-    playout: PlayoutStatistics | None = None
+    playout: PlayoutStatistics | SyncStatistics | None = None
     overdue: int = 0
     undecodable: int = 0
 
@@ -181,6 +182,7 @@ class StreamReceiver:
             samples, self.format, event.timestamp, event.capture_ts, event.sequence_number
         )
 
+    @overload
     def playout(
         self,
         *,
@@ -188,7 +190,13 @@ class StreamReceiver:
         profile: Literal["voice", "music"] = "voice",
         min_delay: float = 0.0,
         max_delay: float = 2.0,
-    ) -> Playout:
+    ) -> Playout: ...
+    @overload
+    def playout(self, *, profile: Literal["sync"], output_latency: float = 0.0) -> SyncPlayout: ...
+
+    def playout(
+        self, *, profile: Literal["voice", "music", "sync"] = "voice", **options: Any
+    ) -> Any:
         """Play this stream: from now on its packets go to the ``Playout`` that is returned, stamped
         with the time at which their datagram was read, and :meth:`recv` has nothing any more.
 
@@ -196,32 +204,33 @@ class StreamReceiver:
         connection it plays what it has, and ends. What a reliable stream brings faster than it is
         heard waits, and its sender with it. Options as for ``Playout``.
 
+        ``profile="sync"``, on a stream with ``time_sync``: a ``SyncPlayout``, which plays every
+        sample at its capture time plus the agreed ``playout_delay``, by the clock that both sides
+        share; ``output_latency`` is that of the device behind it, in s.
+
         Raises ``ConfigurationError`` on a stream without a format, for a second playout, and
         for options that cannot work.
         """
-        if self.format is None:
+        format = self.format
+        if format is None:
             raise ConfigurationError(
                 f"stream {self.name!r} carries bytes: a playout needs an AudioFormat"
             )
         if self._feed is not None:
             raise ConfigurationError(f"stream {self.name!r} has a playout already")
-        options: dict[str, Any] = {
-            "target_late": target_late,
-            "profile": profile,
-            "min_delay": min_delay,
-            "max_delay": max_delay,
-        }
-        if self._decoder is None:
-            playout = Playout(self.format, **options)
+        peer = self._peer
+        feed: AdaptiveFeed | SyncFeed
+        feed_options = (peer.loop, peer.connection.clock, self._give_room, self._fail_sender)
+        if profile == "sync":
+            feed = SyncFeed(self._sync_playout(format, **options), *feed_options)
+            feed.decoder = self._decoder
+            feed.keep_sharp(peer.clock)
+        elif self._decoder is None:
+            feed = AdaptiveFeed(Playout(format, profile=profile, **options), *feed_options)
         else:
-            playout = CodecPlayout(self.format, self.codec, **options)
-        self._feed = feed = PlayoutFeed(
-            playout,
-            self._peer.loop,
-            self._peer.connection.clock,
-            self._give_room,
-            self._fail_sender,
-        )
+            playout = CodecPlayout(format, self.codec, profile=profile, **options)
+            feed = AdaptiveFeed(playout, *feed_options)
+        self._feed = feed
         waiting = [item for _, item in self._queue]
         self._queue.clear()
         self._queued_bytes = 0
@@ -244,7 +253,22 @@ class StreamReceiver:
         if self._finished or self._closed:
             feed.end()
         self._wake()
-        return playout
+        return feed.playout
+
+    def _sync_playout(self, format: AudioFormat, *, output_latency: float = 0.0) -> SyncPlayout:
+        if self._timeline is None:
+            raise ConfigurationError(
+                f"stream {self.name!r} has no time_sync, which profile='sync' needs: open it with "
+                f"create_stream({self.name!r}, time_sync=True, format=...)"
+            )
+        clock = self._peer.clock
+        return SyncPlayout(
+            format,
+            clock.sync,
+            playout_delay=self._timeline.delay_ns / 1e9,
+            output_latency=output_latency,
+            now=clock.now_ns,
+        )
 
     def _give_room(self) -> None:
         feed = self._feed
@@ -291,7 +315,9 @@ class StreamReceiver:
         feed = self._feed
         playing = feed.playout.statistics() if feed else None
         undecodable = self._undecodable
-        if playing is not None and playing.codec is not None:
+        if feed is not None:
+            undecodable += feed.undecodable
+        if isinstance(playing, PlayoutStatistics) and playing.codec is not None:
             undecodable += playing.codec.undecodable
         if self.realtime:
             expected = self._expected_before + self._highest + 1

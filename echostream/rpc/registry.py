@@ -41,21 +41,45 @@ class Declaration:
     kind: Kind
     name: str
     formats: tuple[AudioFormat, ...] = ()
+    requires: frozenset[str] = frozenset()
 
 
-def handler(name: str) -> Callable[[F], F]:
-    """Declare a request handler. The function stays an ordinary coroutine function."""
-    return _declare(Declaration(Kind.HANDLER, check_name(name, "handler")))
+def handler(name: str, *, requires: str | Iterable[str] = ()) -> Callable[[F], F]:
+    """Declare a request handler. The function stays an ordinary coroutine function.
+
+    ``requires``: what the caller must have been granted by the server's ``.authenticate(...)``;
+    without it the call is answered with ``PermissionDenied``, and the function does not run."""
+    wanted = check_grants(requires, "requires=")
+    return _declare(Declaration(Kind.HANDLER, check_name(name, "handler"), requires=wanted))
 
 
-def listener(name: str) -> Callable[[F], F]:
-    """Declare a listener of an event. Events of one name are handled one after the other."""
-    return _declare(Declaration(Kind.LISTENER, check_name(name, "listener")))
+def listener(name: str, *, requires: str | Iterable[str] = ()) -> Callable[[F], F]:
+    """Declare a listener of an event. Events of one name are handled one after the other.
+
+    ``requires`` is as for a handler; an event without it is dropped."""
+    wanted = check_grants(requires, "requires=")
+    return _declare(Declaration(Kind.LISTENER, check_name(name, "listener"), requires=wanted))
 
 
-def stream_handler(name: str, *, formats: Iterable[AudioFormat] = ()) -> Callable[[F], F]:
-    """Declare the receiver of a stream. ``formats``: what it takes; empty means anything."""
-    return _declare(Declaration(Kind.STREAM, check_name(name, "stream_handler"), tuple(formats)))
+def stream_handler(
+    name: str, *, formats: Iterable[AudioFormat] = (), requires: str | Iterable[str] = ()
+) -> Callable[[F], F]:
+    """Declare the receiver of a stream. ``formats``: what it takes; empty means anything.
+
+    ``requires`` is as for a handler; a stream without it is refused."""
+    checked = check_name(name, "stream_handler"), tuple(formats)
+    return _declare(Declaration(Kind.STREAM, *checked, check_grants(requires, "requires=")))
+
+
+def check_grants(grants: object, what: str) -> frozenset[str]:
+    """Names of what a peer may do: one, or several. Raises ``ConfigurationError``."""
+    names = [grants] if isinstance(grants, str) else grants
+    if not isinstance(names, Iterable) or isinstance(names, bytes):
+        raise ConfigurationError(f"{what} wants a name or several, got {type(grants).__name__}")
+    found = frozenset(names)
+    if not all(isinstance(name, str) and name for name in found):
+        raise ConfigurationError(f"{what} wants names, got {grants!r}")
+    return found
 
 
 def _declare(declaration: Declaration) -> Callable[[F], F]:
@@ -117,6 +141,7 @@ class Route:
     decode: Callable[[bytes], Any] | None
     formats: tuple[AudioFormat, ...] = ()
     annotation: Any = None
+    requires: frozenset[str] = frozenset()
 
 
 class Registry:
@@ -132,6 +157,7 @@ class Registry:
         """Register ``add(fn)`` (decorated) or ``add("name", fn)``."""
         what = self._kind.value
         formats: tuple[AudioFormat, ...] = ()
+        requires: frozenset[str] = frozenset()
         if function is None:
             if not callable(name_or_function):
                 raise ConfigurationError(
@@ -140,17 +166,18 @@ class Registry:
                 )
             declaration = declared_name(name_or_function, self._kind)
             name, function, formats = declaration.name, name_or_function, declaration.formats
+            requires = declaration.requires
         else:
             name = check_name(name_or_function, what)
             attached = getattr(function, _MARK, None)
             if isinstance(attached, Declaration) and attached.kind is self._kind:
-                formats = attached.formats
+                formats, requires = attached.formats, attached.requires
         if name in self._routes:
             raise ConfigurationError(
                 f"a {what} for {name!r} is registered already "
                 f"({_shown(self._routes[name].function)}): give this one another name"
             )
-        self._routes[name] = self._bind(name, function, formats)
+        self._routes[name] = replace(self._bind(name, function, formats), requires=requires)
 
     def frozen(self, max_depth: int, max_items: int) -> Registry:
         """A copy that what is added later does not change, with these limits on payloads."""
@@ -167,6 +194,11 @@ class Registry:
     def get(self, name: str) -> Route | None:
         """The route of this name."""
         return self._routes.get(name)
+
+    @property
+    def requiring(self) -> list[str]:
+        """The names of those that not everybody may use."""
+        return [name for name, route in self._routes.items() if route.requires]
 
     def suggestion(self, name: str) -> str:
         """A hint for a name that is not there; empty when none is near."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from echostream.codes import Close
 from echostream.rpc.caller import Caller
 from echostream.rpc.context import ServerContext, Store
 from echostream.rpc.peer import Peer
+
+if TYPE_CHECKING:
+    from echostream.rpc.authentication import Credentials
 
 __all__ = ["Session", "SessionStatistics", "peer_statistics"]
 
@@ -108,6 +112,7 @@ class Session(Store, Caller):
         super().__init__()
         self.id = secrets.token_hex(16)
         self._server_ctx = server_ctx
+        self._credentials: Credentials | None = None
 
     def __repr__(self) -> str:
         return f"<Session {self.id[:8]} {self.peer_addr}>"
@@ -116,6 +121,16 @@ class Session(Store, Caller):
     def peer_addr(self) -> tuple[str, int]:
         """Host and port that the client's packets come from now."""
         return self._peer.peer_addr
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the key that the client has proved to have to ``.authenticate(...)``, if any."""
+        return None if self._credentials is None else self._credentials.fingerprint
+
+    @property
+    def grants(self) -> frozenset[str]:
+        """What ``.authenticate(...)`` has granted to the client."""
+        return self._peer.grants
 
     @property
     def server_ctx(self) -> ServerContext:

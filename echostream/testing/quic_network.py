@@ -20,7 +20,7 @@ from echostream.transport.identity import Identity
 from echostream.transport.impairment import Impairment, PathStatistics
 from echostream.transport.memory_network import MemoryEndpoint, MemoryNetwork
 from echostream.transport.quic.acceptor import QuicAcceptor
-from echostream.transport.trust import Plan, decide
+from echostream.transport.trust import Plan, Trust, decide
 
 __all__ = ["QuicNetwork", "quic_pair"]
 
@@ -196,7 +196,7 @@ class _QuicClient(RpcClient):
         """Without a fingerprint nothing is checked, and never is anything written down."""
         trust = self._config.trust
         host, port = self._target
-        if trust.fingerprint is not None:
+        if isinstance(trust, Trust) and trust.fingerprint is not None:
             return decide(trust, host, port, host, known=None)
         return Plan(
             rule="insecure",

@@ -48,7 +48,8 @@ class UdpRelay:
         self._flows: dict[Address, _Flow] = {}
         self._delayed: list[tuple[float, int, bytes, _Flow, bool]] = []
         self._order = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0
         self.address: tuple[str, int] = front.getsockname()[:2]
         self._loop.add_reader(front.fileno(), self._from_clients)
 
@@ -165,9 +166,10 @@ class UdpRelay:
             return
         at = self._delayed[0][0]
         if self._timer is not None:
-            if at >= self._timer.when():
+            if at >= self._timer_at:
                 return
             self._timer.cancel()
+        self._timer_at = at
         self._timer = self._loop.call_at(at, self._due)
 
     def _due(self) -> None:

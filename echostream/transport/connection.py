@@ -132,6 +132,7 @@ class Connection:
         self._turn_scheduled = False
         self._poll_scheduled = False
         self._draining = False
+        self._reported = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._not_before = 0.0
@@ -224,8 +225,20 @@ class Connection:
         self.wake()
 
     def report(self) -> None:
-        """Only hand on what the engine reports. :meth:`wake` must follow within the turn."""
+        """Only hand on what the engine reports. :meth:`settle` must follow within the turn."""
+        self._reported = False
         self._drain()
+
+    def settle(self) -> None:
+        """Flush at the end of this turn of the loop, unless it was mere acknowledgements that came
+        and there is nothing to say."""
+        if self._turn_scheduled or self._finished:
+            return
+        handler = self._handler
+        if self._reported or handler is None or not (self.engine.idle and handler.idle):
+            self.wake()
+        else:
+            self._arm_timer()
 
     def poll(self) -> None:
         """:meth:`drain` on the loop's next turn: for an engine that got something by itself."""
@@ -286,6 +299,7 @@ class Connection:
         try:
             next_event = self.engine.next_event
             while (event := next_event()) is not None:
+                self._reported = True
                 kind = type(event)
                 if kind is StreamData or kind is DatagramReceived:
                     self._deliver(event)

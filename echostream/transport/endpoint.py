@@ -33,9 +33,13 @@ MOVE_EVERY_S = 1.0
 SOCKET_BUFFER = 4 << 20
 """Bytes asked for in each direction; the system may grant fewer."""
 
-# Linux's numbers for what the socket module does not name; where a socket has no such option,
+# The systems' numbers for what the socket module does not name; where a socket has no such option,
 # that is fine. A dual-stack socket has those of both families.
-_NEVER_FRAGMENT = [(socket.IPPROTO_IP, 10, 2), (socket.IPPROTO_IPV6, 23, 2)]  # IP_MTU_DISCOVER: DO
+_NEVER_FRAGMENT = {  # RFC 9000, section 14: and what ICMP says of the path is not believed
+    "linux": [(socket.IPPROTO_IP, 10, 3), (socket.IPPROTO_IPV6, 23, 3)],  # MTU_DISCOVER: PROBE
+    "darwin": [(socket.IPPROTO_IP, 28, 1), (socket.IPPROTO_IPV6, 62, 1)],  # DONTFRAG
+    "win32": [(socket.IPPROTO_IP, 14, 1), (socket.IPPROTO_IPV6, 14, 1)],  # DONTFRAGMENT
+}
 _ADDRESS_GONE = (errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.ENODEV, errno.EPIPE, errno.ENOTCONN)
 _REPORT_ERRORS = [(socket.IPPROTO_IP, 11, 1), (socket.IPPROTO_IPV6, 25, 1)]  # IP_RECVERR
 
@@ -389,8 +393,7 @@ def _bound_socket(family: socket.AddressFamily, address: Address) -> socket.sock
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual_stack else 1)
         buffers = (socket.SO_RCVBUF, socket.SO_SNDBUF)
         _try_options(sock, [(socket.SOL_SOCKET, option, SOCKET_BUFFER) for option in buffers])
-        if sys.platform == "linux":
-            _try_options(sock, _NEVER_FRAGMENT)  # RFC 9000, section 14
+        _try_options(sock, _NEVER_FRAGMENT.get(sys.platform, []))
         sock.bind(address)
     except BaseException:
         sock.close()

@@ -163,6 +163,11 @@ class Engine(Protocol):
     def flush(self, now: float) -> list[tuple[bytes, Address]]:
         """The UDP datagrams to send now."""
 
+    @property
+    def idle(self) -> bool:
+        """Whether it is known that :meth:`flush` would send nothing now. ``False`` is always true
+        enough: then it is asked."""
+
     def next_event(self) -> EngineEvent | None:
         """The next event, or ``None``."""
 

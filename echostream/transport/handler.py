@@ -19,3 +19,7 @@ class ConnectionHandler(Protocol):
         """The loop's turn ends and datagrams are about to be built: write what is queued, most
         urgent first. Called also after every receipt and timer, so that waits for buffer space
         can be looked at again."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether :meth:`before_flush` has nothing to do: nothing is queued, nobody waits."""

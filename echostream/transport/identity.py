@@ -43,8 +43,9 @@ from echostream.transport.private_files import (
     read_private,
     write_private,
 )
+from echostream.transport.succession import Links, extension_for, links_in, with_link
 
-__all__ = ["Identity", "fingerprint_of"]
+__all__ = ["Identity", "fingerprint_of", "rotate"]
 
 _VALIDITY = timedelta(days=3650)
 _RENEW_BEFORE = timedelta(days=30)
@@ -109,7 +110,7 @@ class Identity:
                 return kept
             else:
                 key = _load_key(kept.private_key_pem, path)
-                made = _issue(name, [*_names_in(kept), *wanted], key)
+                made = _issue(name, [*_names_in(kept), *wanted], key, _links_in(kept))
             write_private(path, made.private_key_pem + made.certificate_pem)
             return made
 
@@ -137,6 +138,27 @@ class Identity:
         """A new self-signed identity that lives in memory only. Its fingerprint is a new one each
         time, so no client can know it beforehand: for tests and one-off programs."""
         return _issue(name, [*_own_names(), *_general_names(names)], _new_key())
+
+
+def rotate(name: str = "default", *, directory: str | os.PathLike[str] | None = None) -> Identity:
+    """Give the identity that is kept under ``name`` a new key, for which the old one vouches.
+
+    Clients that know the old key take the new one at their next connection; see
+    :mod:`echostream.transport.succession`. Pins and tickets name a key, and have to be given out
+    anew. Running servers keep the old key until they are started again. ``IdentityError`` where
+    there is no such identity.
+    """
+    folder = data_directory() if directory is None else Path(directory).absolute()
+    path = folder / f"{name}.pem"
+    with locked(path):
+        kept = _load_kept(path)
+        if kept is None:
+            raise IdentityError(f"there is no identity in {path} whose key could be renewed")
+        old = _load_key(kept.private_key_pem, path)
+        new = _new_key()
+        made = _issue(name, _names_in(kept), new, with_link(_links_in(kept), old, new))
+        write_private(path, made.private_key_pem + made.certificate_pem)
+        return made
 
 
 def fingerprint_of(der: bytes) -> str:
@@ -201,10 +223,12 @@ def _is_host_name(name: str) -> bool:
     )
 
 
-def _issue(name: str, names: list[x509.GeneralName], key: _PrivateKey) -> Identity:
+def _issue(
+    name: str, names: list[x509.GeneralName], key: _PrivateKey, links: Links = ()
+) -> Identity:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
     now = datetime.now(UTC).replace(microsecond=0)
-    certificate = (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
@@ -220,8 +244,11 @@ def _issue(name: str, names: list[x509.GeneralName], key: _PrivateKey) -> Identi
             ),
             critical=False,
         )
-        .sign(key, hashes.SHA256() if isinstance(key, ec.EllipticCurvePrivateKey) else None)
     )
+    if links:
+        builder = builder.add_extension(extension_for(links), critical=False)
+    is_edwards = isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey)
+    certificate = builder.sign(key, None if is_edwards else hashes.SHA256())
     return Identity(
         certificate_pem=certificate.public_bytes(Encoding.PEM),
         private_key_pem=_key_pem(key),
@@ -246,6 +273,10 @@ def _load_kept(path: Path) -> Identity | None:
 def _serves(kept: Identity, wanted: Iterable[x509.GeneralName]) -> bool:
     lasts = kept.not_after > datetime.now(UTC) + _RENEW_BEFORE
     return lasts and set(wanted) <= set(_names_in(kept))
+
+
+def _links_in(identity: Identity) -> Links:
+    return links_in(x509.load_pem_x509_certificate(identity.certificate_pem))
 
 
 def _names_in(identity: Identity) -> list[x509.GeneralName]:

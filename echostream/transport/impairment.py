@@ -23,6 +23,13 @@ class Impairment:
     jitter: float = 0.0
     """Seconds: the delay is uniform between ``delay - jitter`` and ``delay + jitter``. Datagrams
     overtake each other when this is larger than the gap between them."""
+    tail: float = 0.0
+    """Seconds: mean of an exponentially distributed delay on top."""
+    stall_every: float = 0.0
+    """Seconds: mean pause between stalls, as Wi-Fi has them; 0 is none. What is sent in one leaves
+    at its end, in order."""
+    stall: float = 0.15
+    """Seconds: a stall lasts from a fifth of this to all of it."""
     loss: float = 0.0
     burst_start: float = 0.0
     burst_end: float = 0.3
@@ -44,7 +51,7 @@ class Impairment:
         for name in ("loss", "burst_start", "burst_end", "duplicate", "corrupt", "truncate"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is a probability: {getattr(self, name)!r}")
-        for name in ("delay", "jitter", "rate", "queue", "mtu"):
+        for name in ("delay", "jitter", "tail", "stall_every", "stall", "rate", "queue", "mtu"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more: {getattr(self, name)!r}")
 
@@ -83,6 +90,7 @@ class Impairer:
         self._random = random.Random(seed)
         self._bad = False
         self._free_at = 0.0
+        self._stall: tuple[float, float] | None = None  # the current or next one
         self._waiting: deque[float] = deque()  # when each of those in the queue leaves it
         self._received = self._delivered = self._lost = self._overflowed = 0
         self._duplicated = self._corrupted = self._truncated = 0
@@ -159,10 +167,25 @@ class Impairer:
         return None if self._random.random() < damaged else arrival
 
     def _free_or(self, now: float) -> float:
+        if self.impairment.stall_every:
+            now = self._after_stall(now)
         return max(now, self._free_at) if self.impairment.rate else now
+
+    def _after_stall(self, now: float) -> float:
+        """When what is sent now leaves."""
+        fault, draw = self.impairment, self._random
+        if self._stall is None:
+            self._stall = (now, now)  # one has just ended
+        while now >= self._stall[1]:
+            begin = self._stall[1] + draw.expovariate(1.0 / fault.stall_every)
+            self._stall = (begin, begin + draw.uniform(0.2, 1.0) * fault.stall)
+        return self._stall[1] if now >= self._stall[0] else now
 
     def _delay(self) -> float:
         fault = self.impairment
-        if not fault.jitter:
-            return fault.delay
-        return max(0.0, fault.delay + self._random.uniform(-fault.jitter, fault.jitter))
+        delay = fault.delay
+        if fault.jitter:
+            delay += self._random.uniform(-fault.jitter, fault.jitter)
+        if fault.tail:
+            delay += self._random.expovariate(1.0 / fault.tail)
+        return max(0.0, delay)

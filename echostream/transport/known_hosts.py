@@ -120,6 +120,16 @@ class KnownHosts:
             self._write([*lines, f"{new.key} {fingerprint} {since}"])
             return new
 
+    def replace(self, host: str, port: int, fingerprint: str) -> None:
+        """The server has another key from now on. Nothing where it has no line (any more)."""
+        with locked(self.path):
+            entry = self.lookup(host, port)
+            if entry is not None:
+                lines = self._lines()
+                since = f"{datetime.now(UTC):%Y-%m-%d}"
+                lines[entry.line - 1] = f"{entry.key} {fingerprint} {since}"
+                self._write(lines)
+
     def forget(self, host: str, port: int) -> bool:
         """Remove the server's line; ``False`` where it has none."""
         with locked(self.path):

@@ -283,6 +283,8 @@ class MemoryEngine:
             buffered=self._buffered,
         )
 
+    idle = False
+
     def flush(self, now: float) -> list[tuple[bytes, Address]]:
         self._now = now
         if self._acks:

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 CONNECTION_ID_LENGTH = 8
 """Bytes of every connection ID that this side issues: a short header does not say."""
 
-ACCEPT_BATCH = 16
+ACCEPT_BATCH = 4
 """Connections that may begin in one turn of the loop: a handshake's first packet costs a hundred
 times what another costs. The others wait for the next turns."""
 
@@ -104,7 +104,7 @@ class Router:
         for connection in touched:
             connection.report()
         for connection in touched:  # only now: the tasks of all of them run before their turn ends
-            connection.wake()
+            connection.settle()
 
     def stop_listening(self) -> None:
         """Accept no more; what belongs to no connection is dropped."""

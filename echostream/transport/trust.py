@@ -26,6 +26,7 @@ import os
 import re
 import ssl
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -36,8 +37,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from echostream.errors import ConfigurationError, IdentityError
 from echostream.transport.identity import fingerprint_of
 from echostream.transport.known_hosts import KnownHost, KnownHosts, host_key
+from echostream.transport.succession import predecessors
 
-__all__ = ["Authorities", "Plan", "Rule", "Trust", "decide"]
+__all__ = ["Authorities", "Plan", "Rule", "Trust", "decide", "is_near"]
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +134,11 @@ class Plan:
             raise IdentityError(f"{self._where} showed no certificate")
         shown = resumed if certificate is None else fingerprint_of(certificate)
         assert shown is not None
-        if self.expected is not None and shown != self.expected:
+        if (
+            self.expected is not None
+            and shown != self.expected
+            and not self._succeeds(certificate, {self.expected})
+        ):
             raise IdentityError(self._mismatch(self.expected, shown))
         return shown
 
@@ -142,12 +148,24 @@ class Plan:
         A key that cannot be written down is refused: each time would be the first time.
         """
         shown = self.check(certificate, resumed=resumed)
+        if self.rule == "known_host" and shown != self.expected:
+            KnownHosts(self.known_hosts).replace(self.host, self.port, shown)
+            logger.info("%s has a new key, %s, which its old one signed", self._where, shown)
         if self.rule == "first_use":
             line = KnownHosts(self.known_hosts).record(self.host, self.port, shown)
             if line.fingerprint != shown:  # another process was first, and met another key
                 raise IdentityError(_changed(self._where, line, shown))
             logger.info("first connection to %s: its key %s is trusted now", self._where, shown)
         return shown
+
+    def _succeeds(self, certificate: bytes | None, known: Collection[str]) -> bool:
+        """Whether a key that is remembered vouches for the one that is shown. A key that the caller
+        named is that key and no other."""
+        return (
+            self.rule == "known_host"
+            and certificate is not None
+            and any(old in known for old in predecessors(certificate))
+        )
 
     def refused(self, reason: str) -> IdentityError:
         """The error for a certificate that TLS did not accept, for the given reason."""
@@ -218,7 +236,7 @@ def decide(
         return plan("authority", authorities=Authorities(pem=_read_authorities(trust.ca)))
     if known is not None:
         return plan("known_host", expected=known.fingerprint)
-    if _is_near(address) and not _has_public_name(host):
+    if is_near(address) and not _has_public_name(host):
         return plan("first_use", expected=None if hint is None else _normalised(hint))
     return plan("authority", authorities=_system_authorities())
 
@@ -235,7 +253,8 @@ def _changed(where: str, known: KnownHost, shown: str) -> str:
     )
 
 
-def _is_near(address: str) -> bool:
+def is_near(address: str) -> bool:
+    """Whether trust on first use may apply: a loopback, private or link-local address."""
     found = ipaddress.ip_address(address.strip("[]"))
     if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
         found = found.ipv4_mapped

@@ -101,7 +101,9 @@ cdef class ConnectionState:
         if not self.may_be_typed():
             self.barred = True
             return False
-        self.capacity = <size_t>self._max_datagram_size
+        self.capacity = <size_t>max(
+            self._max_datagram_size, <int64_t>self._options.discover_datagram_size
+        )
         PyMem_Free(self.packet)
         self.packet = <uint8_t *>PyMem_Malloc(self.capacity)
         if self.packet == NULL:

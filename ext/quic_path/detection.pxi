@@ -28,6 +28,7 @@ cdef class RecoveryState:
     cdef public int64_t unanswered
     cdef public int64_t largest_sent
     cdef public object skipped
+    cdef public int64_t largest_delivered
     cdef public dict _presumed_lost
     cdef public bint plain_delivery
     """Whether a handler of aioquic ran: there may be something to send for it."""
@@ -113,6 +114,8 @@ cdef class RecoveryState:
                 space.ack_eliciting_in_flight -= 1
             if packet.in_flight:
                 control.acked(packet.sent_bytes, packet.sent_time)
+                if packet.sent_bytes > self.largest_delivered:
+                    self.largest_delivered = packet.sent_bytes
             newest = packet.packet_number
             newest_time = packet.sent_time
             self.deliver(True, packet, space)
@@ -144,7 +147,7 @@ cdef class RecoveryState:
             )
             self._rtt_smoothed = 0.875 * self._rtt_smoothed + 0.125 * self._rtt_latest
         control.measured(now, rtt)
-        (<Pacer>self._pacer).set_rate(control.congestion_window, self._rtt_smoothed)
+        (<Pacer?>self._pacer).set_rate(control.congestion_window, self._rtt_smoothed)
         return 0
 
     cpdef list find_lost(self, double now, PacketSpace space):

@@ -113,7 +113,7 @@ cdef class PacketSpace:
 cdef class Pacer:
     """Twin of ``TickPacer`` in transport/quic/recovery.py."""
 
-    cdef double size
+    cdef public double _max_datagram_size
     cdef double packet  # seconds per packet; below 0 when not known yet
     cdef readonly double bucket_max
     cdef readonly double bucket_time
@@ -122,7 +122,7 @@ cdef class Pacer:
     cdef double gain
 
     def __cinit__(self, *, int max_datagram_size, double tick, double gain):
-        self.size = max_datagram_size
+        self._max_datagram_size = max_datagram_size
         self.tick = tick
         self.gain = gain
         self.packet = -1.0
@@ -152,11 +152,11 @@ cdef class Pacer:
             )
 
     cdef void set_rate(self, int64_t window, double rtt) noexcept:
-        cdef double rate
+        cdef double rate, size = self._max_datagram_size
         window = <int64_t>(<double>window * self.gain)
         rate = <double>window / max(rtt, 1e-6)
-        self.packet = max(1e-6, min(self.size / rate, 1.0))
-        self.bucket_max = max(2 * self.size, min(<double>(window // 4), 16 * self.size)) / rate
+        self.packet = max(1e-6, min(size / rate, 1.0))
+        self.bucket_max = max(2 * size, min(<double>(window // 4), 16 * size)) / rate
         if self.bucket_time > self.bucket_max:
             self.bucket_time = self.bucket_max
         self.bucket_max = max(self.bucket_max, 2 * self.tick)
@@ -186,7 +186,7 @@ cdef class Reno:
     cdef public int64_t bytes_in_flight
     cdef public int64_t congestion_window
     cdef public object ssthresh
-    cdef int64_t size
+    cdef public int64_t _max_datagram_size
     cdef double recovery_start
     cdef int64_t stash
     # HyStart
@@ -198,8 +198,8 @@ cdef class Reno:
     cdef double samples[RTT_SAMPLES]
 
     def __cinit__(self, *, int max_datagram_size):
-        self.size = max_datagram_size
-        self.congestion_window = 10 * self.size
+        self._max_datagram_size = max_datagram_size
+        self.congestion_window = 10 * self._max_datagram_size
         self.filtered_min = -1.0
 
     cdef int acked(self, int64_t sent_bytes, double sent_time) except -1:
@@ -214,7 +214,7 @@ cdef class Reno:
         count = self.stash // self.congestion_window
         if count:
             self.stash -= count * self.congestion_window
-            self.congestion_window += count * self.size
+            self.congestion_window += count * self._max_datagram_size
         return 0
 
     cdef bint slows_down(self, double now, double rtt) noexcept:
@@ -271,12 +271,14 @@ cdef class Reno:
             largest_time = packet.sent_time
         if largest_time > self.recovery_start:
             self.recovery_start = now
-            self.congestion_window = max(self.congestion_window // 2, 2 * self.size)
+            self.congestion_window = max(
+                self.congestion_window // 2, 2 * self._max_datagram_size
+            )
             self.ssthresh = self.congestion_window
 
     def on_persistent_congestion(self):
         """Nothing came through for long."""
-        self.congestion_window = 2 * self.size
+        self.congestion_window = 2 * self._max_datagram_size
         self.recovery_start = 0.0
 
     def on_rtt_measurement(self, *, double now, double rtt):

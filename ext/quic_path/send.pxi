@@ -31,6 +31,43 @@ cdef class SendPath(ReceivePath):
             return super(SendPath, self).datagrams_to_send(now)
         return self.flush(now)
 
+    @property
+    def idle(self):
+        """Whether there is nothing to send: no frame waits, and no ACK is late."""
+        cdef Stream stream
+        cdef StreamLimit limit
+        if (
+            not self.typed
+            or self.plain_work
+            or self.recovery.plain_delivery
+            or self._state is not CONNECTED
+            or self._close_pending
+            or self._handshake_done_pending
+            or self._streams_blocked_pending
+            or self._probe_pending
+            or self._ping_pending
+            or self._retire_connection_ids
+            or self.waiting
+        ):
+            return False
+        limit = self._local_max_data
+        if limit.value - limit.sent >= self.credit_step:
+            return False
+        for limit in (self._local_max_streams_bidi, self._local_max_streams_uni):
+            if limit.value != limit.sent:
+                return False
+        for stream in self._streams_queue:
+            if (
+                not stream.sender.buffer_is_empty
+                or stream.sender.reset_pending
+                or stream.receiver.stop_pending
+                or (stream.sender.is_finished and stream.receiver.is_finished)
+                or stream.max_stream_data_local - stream.max_stream_data_local_sent
+                >= self.stream_credit_step
+            ):
+                return False
+        return True
+
     cdef bint sends_typed(self) except -1:
         if not self.typed and not self.enter():
             return False

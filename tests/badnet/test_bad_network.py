@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -109,9 +110,9 @@ def test_duplicates_and_reordering_repeat_nothing() -> None:
 def test_handshakes_through_burst_loss() -> None:
     """Row 11: 30 % of the datagrams lost, in bursts of two on average and without an upper bound.
     The interop runner's bursts end after three; here one may swallow every retransmission that
-    fits the 10 s, so a few handshakes fail."""
+    fits the 10 s."""
     path = Impairment(delay=0.015, burst_start=0.214, burst_end=0.5)
-    seeds = range(1, sized(20, 100) + 1)
+    seeds = range(1, sized(20, 200) + 1)
     took: list[float] = []
 
     async def main(seed: int) -> None:
@@ -130,7 +131,7 @@ def test_handshakes_through_burst_loss() -> None:
         except ConnectionClosed:
             continue
     report("burst loss", handshakes=len(seeds), completed=len(took), p90=quantile(took, 0.9))
-    assert len(took) >= 0.9 * len(seeds)
+    assert len(took) >= 0.98 * len(seeds)
 
 
 @pytest.mark.parametrize("seed", range(1, sized(2, 20) + 1))
@@ -305,6 +306,51 @@ def test_keys_are_renewed_and_nothing_is_lost() -> None:
                 assert await client.request("echo", data) == data
             connection: Any = client._peer.connection.engine
             assert connection._connection._key_since > 500
+
+    run_virtual(main())
+
+
+def test_calls_and_streams_survive_a_path_that_shrinks() -> None:
+    """Packets have grown to 1452 bytes when the path stops to carry more than 1250."""
+    received: asyncio.Queue[int] = asyncio.Queue()
+    taken: list[int] = []
+
+    @stream_handler("bytes")
+    async def take(session: Session, stream: StreamReceiver) -> None:
+        await received.put(sum([len(item) async for item in stream]))
+
+    @stream_handler("audio")
+    async def audio(session: Session, stream: StreamReceiver) -> None:
+        taken.extend([len(item) async for item in stream])
+
+    async def main() -> None:
+        clock = asyncio.get_running_loop().time
+        path = Impairment(delay=0.015, rate=20 * MBIT)
+        small = replace(path, mtu=1250)
+        async with QuicNetwork(seed=1) as network:
+            await network.serve(
+                ServerBuilder().handler(echo).stream_handler(take).stream_handler(audio)
+            )
+            client = await network.connect(up=path, down=path)
+            await asyncio.sleep(1)
+            realtime = await client.create_stream("audio", delivery="realtime")
+            await realtime.send(bytes(1350))
+            start = clock()
+            async with await client.create_stream("bytes") as stream:
+                for number in range(200):
+                    if number == 50:
+                        network.impair(client, up=small, down=small)
+                    await stream.send(bytes(10_000))
+            assert await received.get() == 2_000_000
+            report("shrinking path", seconds=clock() - start)
+            assert clock() - start <= 5.0
+            assert len(await client.request("echo", bytes(50_000))) == 50_000
+            with pytest.raises(RpcError, match="datagram"):
+                await realtime.send(bytes(1350))
+            await realtime.send(bytes(1100))
+            await realtime.end()
+            await asyncio.sleep(1)
+            assert taken == [1350, 1100]
 
     run_virtual(main())
 

@@ -69,3 +69,10 @@ def test_a_damaged_file_is_exit_status_1_and_named(cli: Cli, tmp_path: Path) -> 
     cli("identity").complains(1, "default.pem")
     (tmp_path / "home" / "known_hosts").write_text("nonsense\n")
     cli("identity", "known-hosts").complains(1, "line 1 of", "known_hosts")
+
+
+def test_the_key_is_rotated(cli: Cli) -> None:
+    cli("identity", "rotate").complains(1, "no identity")
+    before = Identity.self_signed()
+    shown = json.loads(cli("identity", "rotate", "--json").out)
+    assert shown["fingerprint"] == Identity.self_signed().fingerprint != before.fingerprint

@@ -33,7 +33,8 @@ def test_each_verb_has_its_help_and_its_two_functions(cli: Cli, verb: str) -> No
     shown = cli(verb, "--help")
     assert shown.status == 0
     assert f"echostream {verb}" in shown.out
-    assert set(import_module(f"echostream.cli.{verb}").__all__) >= {"add_arguments", "run"}
+    module = import_module(f"echostream.cli.{verb.replace('-', '_')}")
+    assert set(module.__all__) >= {"add_arguments", "run"}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import os
 import random
 import socket
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -62,6 +63,8 @@ class RawPeer:
         elif isinstance(event, en.Closed):
             self.closed = event
             self._turned.set()
+
+    idle = True
 
     def before_flush(self, now: float) -> None:
         self._turned.set()
@@ -351,9 +354,9 @@ async def unsent_ack(peer: RawPeer, amount: int = 1) -> None:
     peer.packet(b"\x02" + varint(1_000_000) + varint(0) + varint(0) + varint(0))
 
 
-async def noise_frames(peer: RawPeer, amount: int = 100_000, seed: int = 1) -> None:
-    """Valid frames with some bytes changed."""
-    rng = random.Random(seed)
+async def noise_frames(peer: RawPeer, amount: int = 100_000, seed: int = 1) -> int:
+    """Valid frames with some bytes changed, on new connections when one is closed for it."""
+    rng = random.Random(seed + amount)
     peer.hello()
     while amount > 0 and peer.closed is None:
         stream_id = peer.open()
@@ -366,15 +369,16 @@ async def noise_frames(peer: RawPeer, amount: int = 100_000, seed: int = 1) -> N
                 "echo",
                 None,
                 -1,
-                rng.randrange(100),
+                rng.randrange(100) if rng.random() < 0.001 else -1,
             )
-            peer.write(stream_id, mutated(rng, whole) if rng.random() < 0.1 else whole)
+            peer.write(stream_id, mutated(rng, whole) if rng.random() < 0.003 else whole)
             amount -= 1
         await peer.room(stream_id)
         await asyncio.sleep(0.001)
+    return amount
 
 
-ATTACKS: dict[str, Callable[..., Awaitable[None]]] = {
+ATTACKS: dict[str, Callable[..., Awaitable[int | None]]] = {
     attack.__name__: attack
     for attack in (
         rapid_reset,
@@ -418,36 +422,51 @@ FLOODS: dict[str, Callable[[random.Random], bytes]] = {
 }
 
 
-def send_flood(host: str, port: int, name: str, amount: int, seed: int) -> None:
-    """Send ``amount`` datagrams from 64 sockets, a few at a time."""
+def send_flood(host: str, port: int, name: str, amount: int, seed: int, rate: int = 0) -> None:
+    """Send ``amount`` datagrams from 64 sockets, ``rate`` per second (0: as fast as it goes)."""
     rng = random.Random(seed)
     target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     sockets = [socket.socket(target[0], socket.SOCK_DGRAM) for _ in range(64)]
     # Made beforehand: making one costs more than the server needs to refuse it.
     stock = [FLOODS[name](rng) for _ in range(min(amount, 20_000))]
+    start = time.monotonic()
     for number in range(amount):
+        if rate and not number % 64:
+            time.sleep(max(0.0, start + number / rate - time.monotonic()))
         data = stock[number % len(stock)]
-        if number >= len(stock):
+        if number >= len(stock) and data:
             at = rng.randrange(len(data))
             data = data[:at] + rng.randbytes(1) + data[at + 1 :]
         try:
             sockets[number % 64].sendto(data, target[4])
         except OSError:  # a refusal by ICMP, or a full buffer
             pass
+    print(f"{name}: {amount / (time.monotonic() - start):.0f} datagrams/s")
     for sock in sockets:
         sock.close()
 
 
 async def _attack(host: str, port: int, name: str, amount: int | None) -> None:
-    peer = await RawPeer.dial(host, port)
-    try:
-        async with asyncio.timeout(120):
-            await ATTACKS[name](peer, **({} if amount is None else {"amount": amount}))
-            await asyncio.sleep(1)
-    except TimeoutError:
-        print("given up after 120 s")
-    print(f"{name}: closed={peer.closed}, streams stopped={len(peer.stopped)}")
-    peer.connection.close()
+    """Until ``amount`` is used up, on as many connections as that takes."""
+    connections = 0
+    while amount is None or amount > 0:
+        peer = await RawPeer.dial(host, port)
+        connections += 1
+        try:
+            async with asyncio.timeout(120):
+                left = await ATTACKS[name](peer, **({} if amount is None else {"amount": amount}))
+                amount = left or 0
+                if not amount:
+                    await asyncio.sleep(1)
+        except TimeoutError:
+            print("given up after 120 s")
+            amount = 0
+        peer.connection.close()
+        await asyncio.sleep(0)
+    print(
+        f"{name}: {connections} connections, the last: closed={peer.closed}, "
+        f"streams stopped={len(peer.stopped)}"
+    )
     await asyncio.sleep(0.1)
 
 
@@ -462,10 +481,12 @@ def main() -> int:
     parser.add_argument("attack", choices=[*ATTACKS, *FLOODS])
     parser.add_argument("--amount", type=int)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rate", type=int, default=0, help="datagrams per second of a flood")
     options = parser.parse_args()
     host, port = parse_address(options.address)
     if options.attack in FLOODS:
-        send_flood(host, port, options.attack, options.amount or 100_000, options.seed)
+        amount = options.amount or 100_000
+        send_flood(host, port, options.attack, amount, options.seed, options.rate)
     else:
         asyncio.run(_attack(host, port, options.attack, options.amount))
     return 0

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ MIB = 1 << 20
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
 
 # Attack, its amount in the ordinary suite (0: only in the full one) and in the full one, and by how
-# many MiB the server may grow.
+# many MiB the server may grow. Floods of datagrams come as fast as one process sends them.
 ATTACKS: list[tuple[str, int, int, int]] = [
     ("random_datagrams", 10_000, 1_000_000, 50),
     ("mutated_initials", 1_000, 1_000_000, 50),
@@ -40,17 +40,23 @@ ATTACKS: list[tuple[str, int, int, int]] = [
 ]
 
 
+RATES = [("random_datagrams", 10_000), ("mutated_initials", 10_000), ("spoofed_initials", 1_000)]
+"""Floods that the server has the time to read, in datagrams per second: for the latencies."""
+
+
 @pytest.fixture
-def victim() -> Iterator[tuple[str, int]]:
+def victim(tmp_path: Path) -> Iterator[tuple[str, int]]:
     """The address of a server process, which must be well until the end."""
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error", str(HERE / "victim_server.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    )
+    log = tmp_path / "log"  # and no pipe, which a server that logs much would wait for
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", str(HERE / "victim_server.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=ENVIRONMENT,
+        )
     assert process.stdout is not None
     host, _, port = process.stdout.readline().strip().rpartition(":")
     assert port, process.communicate()
@@ -58,15 +64,15 @@ def victim() -> Iterator[tuple[str, int]]:
         yield host, int(port)
         assert process.poll() is None
     finally:
-        _, errors = process.communicate(timeout=30)
-    lines = [line for line in errors.splitlines() if "broke the protocol" not in line]
+        process.communicate(timeout=30)
+    lines = [line for line in log.read_text().splitlines() if "broke the protocol" not in line]
     assert lines == []
     assert process.returncode == 0
 
 
-async def attack(address: tuple[str, int], name: str, amount: int) -> None:
+async def attack(address: tuple[str, int], name: str, amount: int, rate: int = 0) -> None:
     """Run the hostile client in a process of its own."""
-    arguments = [f"{address[0]}:{address[1]}", name, "--amount", str(amount)]
+    arguments = [f"{address[0]}:{address[1]}", name, "--amount", str(amount), "--rate", str(rate)]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(HERE / "hostile_client.py"),
@@ -81,14 +87,16 @@ async def attack(address: tuple[str, int], name: str, amount: int) -> None:
         print(said)
 
 
-async def latencies(client: RpcClient, until: Any) -> list[float]:
-    """The time of calls, s, one after the other with pauses, until ``until`` is done."""
+async def latencies(client: RpcClient, until: Coroutine[Any, Any, None]) -> list[float]:
+    """The time of calls, s, one after the other with pauses, until ``until`` is through."""
     took = []
-    while not until.done():
+    ending = asyncio.ensure_future(until)
+    while not ending.done():
         start = time.perf_counter()
         assert await client.request("echo", 1, timeout=30.0) == 1
         took.append(time.perf_counter() - start)
         await asyncio.sleep(0.005)
+    await ending
     return sorted(took)
 
 
@@ -99,26 +107,37 @@ def test_a_server_process_survives(
     amount = sized(small, full)
     if not amount:
         pytest.skip("in the full size only; in memory it runs always")
+    asyncio.run(survives(victim, name, amount, growth))
 
-    async def main() -> None:
-        async with RpcClient.connect(victim, insecure=True) as honest:
-            quiet = await latencies(honest, asyncio.ensure_future(asyncio.sleep(sized(0, 5))))
-            before = await honest.request("facts")
-            busy = await latencies(honest, asyncio.ensure_future(attack(victim, name, amount)))
-            after = await honest.request("facts")
-            report(
-                f"attack {name}",
-                amount=amount,
-                rss_growth_mib=round((after["rss"] - before["rss"]) / MIB, 1),
-                p99_quiet_ms=round(1000 * quiet[int(0.99 * len(quiet))], 2),
-                p99_attacked_ms=round(1000 * busy[int(0.99 * len(busy))], 2),
-            )
-            assert after["rss"] - before["rss"] <= growth * MIB
-            assert after["half_open"] <= 1024
-            async with RpcClient.connect(victim, insecure=True) as late:
-                assert await late.request("echo", "still here") == "still here"
 
-    asyncio.run(main())
+@pytest.mark.parametrize(("name", "rate"), RATES)
+def test_a_flood_that_can_be_read(name: str, rate: int, victim: tuple[str, int]) -> None:
+    asyncio.run(survives(victim, name, sized(1, 30) * rate // 2, 50, rate))
+
+
+async def survives(
+    victim: tuple[str, int], name: str, amount: int, growth: int, rate: int = 0
+) -> None:
+    """The server grows by ``growth`` MiB at most, and answers before, during and afterwards."""
+    async with RpcClient.connect(victim, insecure=True) as honest:
+        quiet = await latencies(honest, asyncio.sleep(sized(0, 5)))
+        before = await honest.request("facts")
+        busy = await latencies(honest, attack(victim, name, amount, rate))
+        after = await honest.request("facts")
+        report(
+            f"attack {name}",
+            amount=amount,
+            rate=rate or "any",
+            rss_growth_mib=round((after["rss"] - before["rss"]) / MIB, 1),
+            p50_quiet_ms=round(1000 * quiet[len(quiet) // 2], 2),
+            p50_attacked_ms=round(1000 * busy[len(busy) // 2], 2),
+            p99_quiet_ms=round(1000 * quiet[int(0.99 * len(quiet))], 2),
+            p99_attacked_ms=round(1000 * busy[int(0.99 * len(busy))], 2),
+        )
+        assert after["rss"] - before["rss"] <= growth * MIB
+        assert after["half_open"] <= 1024
+        async with RpcClient.connect(victim, insecure=True) as late:
+            assert await late.request("echo", "still here") == "still here"
 
 
 def test_every_attack_is_known() -> None:

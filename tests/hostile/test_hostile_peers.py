@@ -116,7 +116,7 @@ OUTCOMES: dict[str, tuple[int | None, int]] = {
     "lying_length": (None, 4),
     "sparse_stream": (Close.EXCESSIVE_LOAD, 300),
     "unsent_ack": (0xA, 1),  # PROTOCOL_VIOLATION
-    "noise_frames": (Close.PROTOCOL_ERROR, 2000),
+    "noise_frames": (Close.PROTOCOL_ERROR, 20_000),
 }
 
 

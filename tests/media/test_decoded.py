@@ -78,6 +78,37 @@ def sounding(heard: np.ndarray) -> np.ndarray:
     return heard[there[0] : there[-1] + 1]
 
 
+def test_what_the_ring_makes_of_patches_and_late_packets(ring: ModuleType) -> None:
+    buffer = ring.JitterBuffer(16_000, 1, start_delay_ms=0.0)
+    core = buffer.ring
+    half = np.full((160, 1), 0.5, np.float32)
+    assert core.patch(0, half) == 0  # nothing plays yet
+    assert buffer.push(0, 0, half, 0) == 0
+    out = np.zeros((80, 1), np.float32)
+    core.schedule(0)
+    core.take_into(out, 80)
+    assert core.cursor_timestamp == 80
+    assert core.position(160) == 160
+    assert core.patch(160, half * 0.5) == 160
+    assert core.patch(40, half * 0.2) == 120  # its first 40 frames were played
+    assert core.patch(0, half[:80]) == 0  # all of it was
+    out = np.zeros((240, 1), np.float32)
+    assert core.take_into(out, 240) == 240
+    assert np.allclose(out[:120], 0.1)
+    assert np.allclose(out[120:], 0.25)
+    assert core.patch(10**9, half) == 0  # beyond the ring
+    with pytest.raises(ValueError, match="payload"):
+        core.patch(320, b"123")
+    stats = buffer.statistics()
+    assert stats.concealed_frames == 160 + 120
+    assert stats.concealment_events == 1  # the second lies before the first
+    assert stats.played_frames == 320 - 280
+    assert core.push_late(1, 160, 30 * MS) == 0
+    assert core.push_late(1, 160, 30 * MS) == 1  # a duplicate
+    stats = buffer.statistics()
+    assert (stats.received, stats.late, stats.duplicates, stats.played) == (2, 1, 1, 1)
+
+
 @pytest.mark.parametrize("profile", ["voice", "music"])
 def test_all_of_it_is_played_to_its_end(ring: ModuleType, profile: str) -> None:
     playout = CodecPlayout(FORMAT, Opus(), profile=profile)

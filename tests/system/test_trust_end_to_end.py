@@ -144,6 +144,9 @@ async def test_a_silent_server() -> None:
 
     class Silent:
         def engine_event(self, event: Any) -> None: ...
+
+        idle = True
+
         def before_flush(self, now: float) -> None: ...
 
     identity = Identity.ephemeral()

@@ -43,6 +43,8 @@ class ScriptedEngine:
     def feed(self, data, address, now):
         self._call("feed", data)
 
+    idle = False
+
     def flush(self, now):
         self._call("flush", now)
         output, self.output = self.output, []
@@ -148,6 +150,8 @@ class Recorder:
             self.on_event(event)
         if self.fail:
             raise ZeroDivisionError("engine_event")
+
+    idle = True
 
     def before_flush(self, now):
         self.flushes += 1

@@ -17,6 +17,7 @@ from echostream.transport.engine import (
     HandshakeCompleted,
     PathChanged,
 )
+from echostream.transport.turns import AT_ONCE, Turns
 
 PEER = ("192.0.2.1", 5000)
 COMPLETED = HandshakeCompleted("test", None, False, False)
@@ -345,3 +346,62 @@ def test_the_clock_of_a_real_loop_is_the_monotonic_one():
         return Bench().connection.clock
 
     assert asyncio.run(main()) is time.monotonic
+
+
+@pytest.mark.parametrize(
+    ("engine_idle", "handler_idle", "event", "flushes"),
+    [
+        (True, True, False, 0),  # acknowledgements of what was sent, and no more is to be said
+        (False, True, False, 1),
+        (True, False, False, 1),
+        (True, True, True, 1),
+    ],
+)
+def test_a_receipt_that_leaves_nothing_to_say_is_not_followed_by_a_flush(
+    engine_idle, handler_idle, event, flushes
+):
+    async def main():
+        bench = Bench()
+        bench.engine.idle, bench.handler.idle = engine_idle, handler_idle
+        if event:
+            bench.engine.events.append(DatagramReceived(b"x"))
+        bench.engine.deadline = 3600.0
+        bench.connection.feed(b"packet", PEER, 0.0)
+        bench.connection.report()
+        bench.connection.settle()
+        await turns()
+        assert bench.engine.count("flush") == bench.handler.flushes == flushes
+        assert bench.connection._timer is not None
+        bench.connection.abandon()
+
+    run_virtual(main())
+
+
+def test_connections_of_one_endpoint_send_together():
+    async def main():
+        sent = []
+        loop = asyncio.get_running_loop()
+        shared = Turns(sent.append, loop)
+        benches = [ScriptedEngine() for _ in range(AT_ONCE + 2)]
+        connections = [
+            Connection(engine, sent.append, peer_address=PEER, turns=shared) for engine in benches
+        ]
+        for n, (engine, connection) in enumerate(zip(benches, connections, strict=True)):
+            engine.output.append((bytes([n]), PEER))
+            connection.wake()
+            connection.wake()
+        await turns()
+        assert [len(datagrams) for datagrams in sent] == [AT_ONCE, 2]
+        assert [data[0] for group in sent for data, _ in group] == list(range(AT_ONCE + 2))
+        sending = []
+        connections[1].on_sending = lambda: sending.append(len(sent))
+        for engine, connection in zip(benches[:3], connections[:3], strict=True):
+            engine.output.append((b"again", PEER))
+            connection.wake()
+        await turns()
+        assert sending == [2]  # told right before its own datagrams left, which went alone
+        assert [len(datagrams) for datagrams in sent[2:]] == [1, 2]
+        for connection in connections:
+            connection.abandon()
+
+    run_virtual(main())

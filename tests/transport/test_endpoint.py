@@ -4,6 +4,7 @@ import asyncio
 import errno
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 from scripted_engine import EchoAcceptor, EchoEngine, Recorder, ScriptedEngine, until
@@ -124,6 +125,21 @@ def test_echo_over_ipv6(run):
 @pytest.mark.parametrize("client", ["127.0.0.1:0", "[::1]:0"])
 def test_dual_stack(run, address, client):
     run(echo(address, client))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the options have other numbers elsewhere")
+def test_sockets_have_room_and_forbid_fragments(run):
+    async def main():
+        sockets = [(await Endpoint.bind(address)) for address in ("127.0.0.1:0", ":0")]
+        for endpoint in sockets:
+            for option, limit in ((socket.SO_RCVBUF, "rmem"), (socket.SO_SNDBUF, "wmem")):
+                most = int(Path(f"/proc/sys/net/core/{limit}_max").read_text())
+                granted = endpoint._sock.getsockopt(socket.SOL_SOCKET, option) // 2
+                assert granted >= min(4 << 20, most)
+            assert endpoint._sock.getsockopt(socket.IPPROTO_IP, 10) == 3  # IP_PMTUDISC_PROBE
+            await endpoint.close()
+
+    run(main())
 
 
 def test_many_connections_of_one_socket_are_kept_apart(run):

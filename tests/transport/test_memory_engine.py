@@ -371,6 +371,8 @@ class Echo:
         self.connection = connection
         self.events = []
 
+    idle = True
+
     def before_flush(self, now):
         pass
 

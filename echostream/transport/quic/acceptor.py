@@ -29,16 +29,29 @@ from echostream.transport.quic.budget import Budget
 from echostream.transport.quic.credentials import load_credentials, quic_configuration
 from echostream.transport.quic.engine import QuicEngine
 from echostream.transport.quic.options import CONNECTION_ID_LENGTH, QuicOptions
-from echostream.transport.quic.reset_token import reset_datagram, reset_token, static_key_from
+from echostream.transport.quic.reset_token import (
+    SMALLEST_RESET,
+    reset_datagram,
+    reset_token,
+    static_key_from,
+)
 from echostream.transport.quic.tickets import TicketStore
 
 __all__ = ["QuicAcceptor"]
+
+LONG_HEADER, FIXED_BIT = 0x80, 0x40
+"""Bits of a packet's first byte (RFC 9000, section 17)."""
 
 SMALLEST_INITIAL = 1200
 """Bytes of a datagram that may open a connection (RFC 9000, section 14.1)."""
 
 SHORTEST_CLIENT_ID = 8
 """Bytes of the connection ID that a client may invent (RFC 9000, section 7.2)."""
+
+
+FAILURE_RATE = 10.0
+"""Handshakes per second that may fail before a Retry is asked for. Forged first packets are over
+before they count as half-open, and making a connection takes a hundred times what dropping does."""
 
 
 class QuicAcceptor:
@@ -81,6 +94,8 @@ class QuicAcceptor:
         self._negotiations, self._refusals, self._resets = (
             Budget(options.stateless_rate, options.stateless_rate) for _ in range(3)
         )
+        self._retries = Budget(max(1.0, options.retry_rate / 10), options.retry_rate)
+        self._trust = Budget(options.retry_threshold, FAILURE_RATE)
 
     @property
     def half_open(self) -> int:
@@ -89,13 +104,15 @@ class QuicAcceptor:
 
     def accept(self, data: bytes, address: Address, now: float) -> QuicEngine | bytes | None:
         """A new engine to feed ``data`` to, the one datagram to answer with, or ``None``."""
+        if len(data) <= SMALLEST_RESET:
+            return None
+        if not data[0] & LONG_HEADER:
+            return self._stateless_reset(data, now)
+        if len(data) < SMALLEST_INITIAL:
+            return None
         try:
             header = pull_quic_header(Buffer(data=data), host_cid_length=CONNECTION_ID_LENGTH)
         except ValueError:
-            return None
-        if header.version is None:
-            return self._stateless_reset(header.destination_cid, len(data), now)
-        if len(data) < SMALLEST_INITIAL:
             return None
         if header.packet_type is QuicPacketType.VERSION_NEGOTIATION:
             return None  # or two servers would answer each other for ever
@@ -133,7 +150,7 @@ class QuicAcceptor:
                 # The client will not take a second Retry (RFC 9000, section 8.1.3).
                 return self._refusal(header, QuicErrorCode.INVALID_TOKEN, now)
             retried = header.destination_cid
-        elif len(self._half_open) >= options.retry_threshold:
+        elif len(self._half_open) >= options.retry_threshold or not self._trust.spend(now):
             return self._retry(header, address, now)
         origin = _origin(address)
         if (
@@ -182,6 +199,8 @@ class QuicAcceptor:
         origin = self._half_open.pop(engine, None)
         if origin is not None:
             _decrease(self._half_open_from, origin)
+            if isinstance(engine, QuicEngine) and engine.connected:
+                self._trust.earn(1.0)
 
     def _version_negotiation(self, header: QuicHeader, now: float) -> bytes | None:
         if not self._negotiations.spend(now):
@@ -193,6 +212,8 @@ class QuicAcceptor:
         )
 
     def _retry(self, header: QuicHeader, address: Address, now: float) -> bytes | None:
+        if not self._retries.spend(now):
+            return None  # an honest client repeats its Initial
         source_cid = os.urandom(CONNECTION_ID_LENGTH)
         assert header.version is not None
         return encode_quic_retry(
@@ -232,9 +253,11 @@ class QuicAcceptor:
         frame.push_uint_var(0)
         return builder.flush()[0][0]
 
-    def _stateless_reset(self, connection_id: bytes, received: int, now: float) -> bytes | None:
-        answer = reset_datagram(reset_token(self._static_key, connection_id), received)
-        return answer if answer is not None and self._resets.spend(now) else None
+    def _stateless_reset(self, data: bytes, now: float) -> bytes | None:
+        if not data[0] & FIXED_BIT or not self._resets.spend(now):
+            return None
+        connection_id = data[1 : 1 + CONNECTION_ID_LENGTH]
+        return reset_datagram(reset_token(self._static_key, connection_id), len(data))
 
 
 def _origin(address: Address) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import sys
 from collections.abc import Sequence
 
 from aioquic.quic.configuration import QuicConfiguration
@@ -34,6 +35,9 @@ def quic_configuration(
     version cost every handshake."""
     if isinstance(alpn, str) or not alpn or not all(0 < len(a.encode()) < 256 for a in alpn):
         raise ConfigurationError(f"alpn must be names of 1 to 255 bytes, not {alpn!r}")
+    keylog_file = options.keylog_file
+    if keylog_file is None and not sys.flags.ignore_environment:
+        keylog_file = os.environ.get("SSLKEYLOGFILE") or None  # as Python's ssl does
     return QuicConfiguration(
         alpn_protocols=list(alpn),
         cipher_suites=[CipherSuite[name] for name in options.ciphers],
@@ -49,7 +53,7 @@ def quic_configuration(
         quic_logger=None
         if options.qlog_dir is None
         else QlogDirectory(os.fspath(options.qlog_dir)),
-        secrets_log_file=None if options.keylog_file is None else KeyLog(options.keylog_file),  # type: ignore[arg-type]
+        secrets_log_file=None if keylog_file is None else KeyLog(keylog_file),  # type: ignore[arg-type]
         supported_versions=[QuicProtocolVersion.VERSION_1],
     )
 

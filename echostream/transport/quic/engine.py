@@ -130,6 +130,11 @@ class QuicEngine:
         """Whether this end opened the connection."""
         return self._is_client
 
+    @property
+    def connected(self) -> bool:
+        """Whether the handshake was completed."""
+        return self._connection._handshake_complete
+
     # Driving
 
     def connect(self, address: Address, now: float) -> None:
@@ -173,6 +178,11 @@ class QuicEngine:
             self._broke("a flush")
             return []
 
+    @property
+    def idle(self) -> bool:
+        """Whether it is known that :meth:`flush` would send nothing now."""
+        return self._connection.idle
+
     def next_event(self) -> EngineEvent | None:
         """The next event, or ``None``."""
         if self._ready:
@@ -200,7 +210,11 @@ class QuicEngine:
             return None
         at = connection.get_timer()
         if not connection.ended:
-            for other in (self._handshake_deadline, self._keep_alive_at):
+            for other in (
+                self._handshake_deadline,
+                self._keep_alive_at,
+                connection.path_search_at,
+            ):
                 if other is not None and (at is None or other < at):
                     at = other
         return at
@@ -218,6 +232,9 @@ class QuicEngine:
                 self._keep_alive_at = now + self._options.keep_alive
                 if connection._handshake_complete:
                     connection.send_ping(KEEP_ALIVE)
+            search_at = connection.path_search_at
+            if search_at is not None and now >= search_at:
+                connection.search_path_mtu(now)
         try:
             connection.handle_timer(now)
         except Exception:

@@ -33,9 +33,9 @@ from echostream.codes import Close
 from echostream.transport.quic.budget import Budget
 from echostream.transport.quic.logs import ConnectionLogger
 from echostream.transport.quic.options import QuicOptions
+from echostream.transport.quic.path_prober import PathProber
 from echostream.transport.quic.recovery import AdaptiveRecovery, PacketNumberWindow
 from echostream.transport.quic.reset_token import SMALLEST_RESET, reset_token
-from echostream.transport.quic.writer import ApplicationWriter
 
 __all__ = ["HardenedConnection", "shortened"]
 
@@ -72,7 +72,7 @@ def shortened(reason: str) -> str:
     return encoded[:LONGEST_REASON].decode("utf-8", "ignore")
 
 
-class HardenedConnection(ApplicationWriter):
+class HardenedConnection(PathProber):
     """A ``QuicConnection`` that is safe to open to the Internet.
 
     ``static_key`` makes the stateless reset tokens of a server.
@@ -91,6 +91,7 @@ class HardenedConnection(ApplicationWriter):
     ) -> None:
         super().__init__(configuration=configuration, **kwargs)
         self._prepare_writer(options)
+        self._prepare_prober(options)
         self._static_key = static_key
         self._request_client_certificate = request_client_certificate
         self.closed_by_peer = False
@@ -118,6 +119,8 @@ class HardenedConnection(ApplicationWriter):
             congestion_control_algorithm=configuration.congestion_control_algorithm,
             initial_rtt=configuration.initial_rtt,
             max_datagram_size=configuration.max_datagram_size,
+            path_mtu=self.path_mtu,
+            on_black_hole=self._follow_path_mtu,
             peer_completed_address_validation=not self._is_client,
             quic_logger=self._quic_logger,
             send_probe=self._send_probe,
@@ -134,6 +137,11 @@ class HardenedConnection(ApplicationWriter):
             first.stateless_reset_token = reset_token(static_key, first.cid)
 
     # For the engine
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to send; only the compiled path knows."""
+        return False
 
     @property
     def ended(self) -> bool:
@@ -154,6 +162,7 @@ class HardenedConnection(ApplicationWriter):
         """The peer's new address was validated. A new port is likely the same path behind
         another mapping of a NAT (RFC 9000, section 9.4)."""
         if old[0] != new[0]:
+            self._path_mtu_unknown()
             self._loss.restart(
                 self._configuration.congestion_control_algorithm, self._max_datagram_size
             )
@@ -245,10 +254,17 @@ class HardenedConnection(ApplicationWriter):
             self._loss.skipped = self._packet_number
             self._packet_number += 1
             self._skip_at = self._packet_number + 1 + secrets.randbelow(SKIP_WITHIN)
+        probe = [] if closing or not self._handshake_confirmed else self._size_probe(now)
         datagrams = super().datagrams_to_send(now)
+        if self._loss.probe_again and not closing:
+            # Two at a time (RFC 9002, section 6.2.4): timeouts double, so few of them fit into a
+            # handshake's time, and a burst of losses may take one datagram of each.
+            self._loss.probe_again = False
+            self._loss.reschedule_data(now=now)
+            datagrams = datagrams + super().datagrams_to_send(now)
         if closing:
             self._close_packets = datagrams
-        return datagrams
+        return probe + datagrams if probe else datagrams
 
     def _renew_key(self) -> None:
         """Update keys by count of packets; aioquic never does by itself."""
@@ -433,7 +449,7 @@ class HardenedConnection(ApplicationWriter):
             self._remote_max_idle_timeout = None
         parameters = pull_quic_transport_parameters(Buffer(data=data))
         if parameters.max_udp_payload_size is not None:
-            self._max_datagram_size = min(self._max_datagram_size, parameters.max_udp_payload_size)
+            self._peer_takes(parameters.max_udp_payload_size)
         if parameters.ack_delay_exponent is not None:
             self._remote_ack_delay_exponent = parameters.ack_delay_exponent
 

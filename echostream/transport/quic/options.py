@@ -60,8 +60,12 @@ class QuicOptions:
     (RFC 9000, section 21.6). quic-go and quinn allow 1000; each costs a step per frame here."""
 
     max_datagram_size: int = 1200
-    """UDP payload that is sent. 1200 passes everywhere; up to 1452 on IPv6 and 1472 on IPv4
-    over plain Ethernet. The engine's length fields end at 16383."""
+    """UDP payload that is sent from the first packet on. 1200 passes everywhere. The engine's
+    length fields end at 16383."""
+
+    discover_datagram_size: int = 1452
+    """How large packets may become once the path was seen to carry them (RFC 8899). Plain Ethernet
+    has room for 1452 over IPv6 and 1472 over IPv4. Not above ``max_datagram_size``: do not look."""
 
     datagram_queue_length: int = 64
     """DATAGRAM frames that wait for the congestion window; the oldest are dropped."""
@@ -98,8 +102,11 @@ class QuicOptions:
     """How fast that allowance grows again; what we send raises it too."""
 
     retry_threshold: int = 64
-    """Half-open handshakes from which on a server asks for a Retry (RFC 9000, section 8.1.2);
-    0 asks always."""
+    """Half-open handshakes, or failed ones at a time, from which on a server asks for a Retry
+    (RFC 9000, section 8.1.2); 0 asks always."""
+
+    retry_rate: float = 1000.0
+    """Retry packets that a server sends per second; a tenth of them at once."""
 
     max_half_open: int = 1024
     """Handshakes that a server has open at a time. A client that meets the limit tries again."""
@@ -117,8 +124,8 @@ class QuicOptions:
     """A directory for qlog traces, one file per connection. For debugging: slow."""
 
     keylog_file: str | os.PathLike[str] | None = None
-    """A file that TLS secrets are appended to, in the format of SSLKEYLOGFILE. Whoever has it
-    can read the traffic."""
+    """A file that TLS secrets are appended to, in the format of SSLKEYLOGFILE; ``None`` takes that
+    variable of the environment, where it is set. Whoever has the file can read the traffic."""
 
     def __post_init__(self) -> None:
         for name in ("idle_timeout", "handshake_timeout", "initial_rtt", "datagram_max_age"):
@@ -132,12 +139,13 @@ class QuicOptions:
             self._check(name, 0, 1 << 16)
         self._check("max_stream_gaps", 16, 1 << 16)
         self._check("max_datagram_size", 1200, 16383)
+        self._check("discover_datagram_size", 0, 16383)
         self._check("datagram_queue_length", 1, 1 << 16)
         self._check("ack_ping_after", 2, 1 << 16)
         self._check("key_update_after", 1, 1 << 22)
         for name in ("reset_burst", "control_burst"):
             self._check(name, 1, 1 << 32)
-        for name in ("reset_rate", "control_rate", "stateless_rate"):
+        for name in ("reset_rate", "control_rate", "retry_rate", "stateless_rate"):
             self._check(name, 0.0, 1e9)
         self._check("retry_threshold", 0, 1 << 32)
         for name in ("max_half_open", "max_half_open_per_address", "max_connections_per_address"):

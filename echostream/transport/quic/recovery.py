@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Callable
 from typing import Any
 
 from aioquic.quic.congestion.base import create_congestion_control
 from aioquic.quic.connection import QuicConnectionError
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
-from aioquic.quic.packet_builder import QuicSentPacket
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicSentPacket
 from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import (
     K_PACKET_THRESHOLD,
@@ -18,6 +19,8 @@ from aioquic.quic.recovery import (
     QuicPacketRecovery,
     QuicPacketSpace,
 )
+
+from echostream.transport.quic.path_mtu import MAX_TIMEOUTS, PathMtu
 
 __all__ = ["AdaptiveRecovery", "PacketNumberWindow", "TickPacer"]
 
@@ -102,9 +105,26 @@ class AdaptiveRecovery(QuicPacketRecovery):
 
     _pacer: TickPacer
 
-    def __init__(self, *, max_datagram_size: int, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        max_datagram_size: int,
+        path_mtu: PathMtu,
+        on_black_hole: Callable[[], None],
+        **kwargs: Any,
+    ) -> None:
         super().__init__(max_datagram_size=max_datagram_size, **kwargs)
         self._pacer = TickPacer(max_datagram_size=max_datagram_size)
+        self.path_mtu = path_mtu
+        self._on_black_hole = on_black_hole
+        self.probe_again = False
+        """Whether the coming flush answers a probe timeout of the handshake."""
+        self.plain_delivery = False
+        """Whether something came up that only a plain flush sends."""
+        self.size_probe: int | None = None
+        """The number of the latest packet that probed the path MTU."""
+        self.largest_delivered = 0
+        """Bytes of the largest packet that arrived since large ones were last lost."""
         self.packet_threshold: int = K_PACKET_THRESHOLD
         self.late_by = 0.0
         """Seconds beyond the time threshold that packets have been late."""
@@ -141,6 +161,11 @@ class AdaptiveRecovery(QuicPacketRecovery):
         self._event_lost.clear()
         self._presumed_lost.clear()
 
+    def use_datagram_size(self, size: int) -> None:
+        """Packets are this large from now on; the window keeps its bytes."""
+        self._cc._max_datagram_size = size  # type: ignore[attr-defined]
+        self._pacer._max_datagram_size = size
+
     def on_packet_sent(self, *, packet: QuicSentPacket, space: QuicPacketSpace) -> None:
         space.sent_packets[packet.packet_number] = packet
         if packet.in_flight:
@@ -154,6 +179,8 @@ class AdaptiveRecovery(QuicPacketRecovery):
             self._cc.on_packet_sent(packet=packet)
             if self._quic_logger is not None:
                 self._log_metrics_updated()
+            if packet.sent_bytes > self.path_mtu.base:
+                packet.delivery_handlers.append((self._on_large_delivery, (packet.sent_bytes,)))
         self.largest_sent = packet.packet_number
         self.packets_sent += 1
         if packet.is_ack_eliciting:
@@ -162,6 +189,10 @@ class AdaptiveRecovery(QuicPacketRecovery):
             self.unanswered = 0
         else:
             self.unanswered += 1
+
+    def _on_large_delivery(self, delivery: QuicDeliveryState, size: int) -> None:
+        if delivery is QuicDeliveryState.ACKED:
+            self.largest_delivered = max(self.largest_delivered, size)
 
     def on_ack_received(
         self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace
@@ -232,6 +263,10 @@ class AdaptiveRecovery(QuicPacketRecovery):
             self._declare_lost(lost, now, space)
 
     def _declare_lost(self, lost: list[QuicSentPacket], now: float, space: QuicPacketSpace) -> None:
+        if self.size_probe is not None or self.path_mtu.size > self.path_mtu.base:
+            lost = self._judge_sizes(lost, now, space)
+            if not lost:
+                return
         persistent = self._in_persistent_congestion(packets=lost)
         window = self._cc.congestion_window
         before = self._window_state()
@@ -266,6 +301,35 @@ class AdaptiveRecovery(QuicPacketRecovery):
                 self._before_event = None
                 self._event_lost.clear()
 
+    def _judge_sizes(
+        self, lost: list[QuicSentPacket], now: float, space: QuicPacketSpace
+    ) -> list[QuicSentPacket]:
+        """What lost packets say of the path MTU. Returns those that say something of congestion:
+        a probe does not (RFC 9000, section 14.4)."""
+        if space.is_application_data:
+            probes = [packet for packet in lost if packet.packet_number == self.size_probe]
+            if probes:
+                lost = [packet for packet in lost if packet not in probes]
+                self.size_probe = None
+                self._on_packets_lost(now=now, packets=probes, congestion_event=False, space=space)
+        base = self.path_mtu.base
+        large = [packet.sent_bytes for packet in lost if packet.sent_bytes > base]
+        if large:
+            if self.largest_delivered >= min(large):
+                self.path_mtu.passed()
+            elif self.path_mtu.passed_over(now):
+                self._on_black_hole()
+            self.largest_delivered = 0
+        return lost
+
+    def on_loss_detection_timeout(self, *, now: float) -> None:
+        timeouts = self._pto_count
+        super().on_loss_detection_timeout(now=now)
+        self.probe_again = self._pto_count > timeouts and not self.handshake_confirmed
+        if self._pto_count >= MAX_TIMEOUTS and self.path_mtu.size > self.path_mtu.base:
+            self.path_mtu.black_hole(now)
+            self._on_black_hole()
+
     def _window_state(self) -> Any:
         state = {k: v for k, v in vars(self._cc).items() if k not in _NOT_OF_AN_EVENT}
         state["ssthresh"] = self._cc.ssthresh  # until it is first set it is the class's
@@ -275,5 +339,7 @@ class AdaptiveRecovery(QuicPacketRecovery):
         vars(self._cc).update(state)
 
 
-_NOT_OF_AN_EVENT = frozenset({"bytes_in_flight", "_rtt_monitor", "rtt", "last_ack"})
+_NOT_OF_AN_EVENT = frozenset(
+    {"_max_datagram_size", "_rtt_monitor", "bytes_in_flight", "last_ack", "rtt"}
+)
 """What a congestion controller knows that losing packets does not change."""

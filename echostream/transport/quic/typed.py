@@ -144,6 +144,7 @@ class TypedConnection(SendPath, HardenedConnection):
         return (
             any(not connection_id.was_sent for connection_id in self._host_cids)
             or not self._application_crypto.sender.buffer_is_empty
+            or bool(self.path_mtu.due)
             or (self._is_client and self._remote_preferred_address is not None)
             or bool(self._network_paths[0].remote_challenges)
             or any(

@@ -9,7 +9,14 @@ from echostream.transport.quic import acceptor, engine
 from echostream.transport.quic.accelerated import typed_class
 from echostream.transport.quic.hardened import HardenedConnection
 
-BOTH_PATHS = {"test_conformance", "test_fuzz", "test_receiving", "test_resumption", "test_sending"}
+BOTH_PATHS = {
+    "test_conformance",
+    "test_fuzz",
+    "test_path_mtu",
+    "test_receiving",
+    "test_resumption",
+    "test_sending",
+}
 """Modules whose tests run on the plain connection and on the compiled one."""
 
 

@@ -53,6 +53,8 @@ class ForeignEngine:
         self._started = True
         self._connection.receive_datagram(data, address, now=now)
 
+    idle = False
+
     def flush(self, now: float) -> list[tuple[bytes, Any]]:
         if not self._started:
             return []
@@ -146,19 +148,19 @@ def stock_client(credentials: Any, **kwargs: Any) -> ForeignEngine:
 
 
 class ForeignAcceptor:
-    """What :class:`quic_pair.Pair` asks of an acceptor besides ``accept``."""
+    """What aioquic's own server does with a first packet, for it and for its fork. ``tickets``
+    is its store."""
+
+    def __init__(self, credentials: Any, *, retry: bool = False, tickets: Any = None) -> None:
+        self._credentials = credentials
+        self._retry = QuicRetryTokenHandler() if retry else None
+        self._tickets = tickets
 
     def released(self, engine: Any, address: Any) -> None:
         pass
 
-
-class StockAcceptor(ForeignAcceptor):
-    """What aioquic's own server does with a first packet."""
-
-    def __init__(self, credentials: Any, *, retry: bool = False, tickets: Any = None) -> None:
-        self._configuration = stock_configuration(credentials, is_client=False)
-        self._retry = QuicRetryTokenHandler() if retry else None
-        self._tickets = tickets
+    def engine(self, **kwargs: Any) -> ForeignEngine:
+        raise NotImplementedError
 
     def accept(self, data: bytes, address: Any, now: float) -> Any:
         header = pull_quic_header(Buffer(data=data), host_cid_length=8)
@@ -187,18 +189,22 @@ class StockAcceptor(ForeignAcceptor):
             )
             retried = header.destination_cid
         tickets = self._tickets
-        return ForeignEngine(
-            QuicConnection(
-                configuration=self._configuration,
-                original_destination_connection_id=original,
-                retry_source_connection_id=retried,
-                session_ticket_fetcher=None if tickets is None else tickets.get,
-                session_ticket_handler=None
-                if tickets is None
-                else lambda ticket: tickets.__setitem__(ticket.ticket, ticket),
-            ),
-            is_client=False,
+        return self.engine(
+            original_destination_connection_id=original,
+            retry_source_connection_id=retried,
+            session_ticket_fetcher=None if tickets is None else tickets.get,
+            session_ticket_handler=None
+            if tickets is None
+            else lambda ticket: tickets.__setitem__(ticket.ticket, ticket),
         )
+
+
+class StockAcceptor(ForeignAcceptor):
+    """An aioquic server."""
+
+    def engine(self, **kwargs: Any) -> ForeignEngine:
+        configuration = stock_configuration(self._credentials, is_client=False)
+        return ForeignEngine(QuicConnection(configuration=configuration, **kwargs), is_client=False)
 
 
 def qh3_client(credentials: Any, **kwargs: Any) -> ForeignEngine:
@@ -208,18 +214,10 @@ def qh3_client(credentials: Any, **kwargs: Any) -> ForeignEngine:
 
 
 class Qh3Acceptor(ForeignAcceptor):
-    """A qh3 server, without Retry."""
+    """A qh3 server."""
 
-    def __init__(self, credentials: Any) -> None:
-        self._credentials = credentials
-
-    def accept(self, data: bytes, address: Any, now: float) -> Any:
-        header = pull_quic_header(Buffer(data=data), host_cid_length=8)
-        connection = _qh3_connection(
-            self._credentials,
-            is_client=False,
-            original_destination_connection_id=header.destination_cid,
-        )
+    def engine(self, **kwargs: Any) -> ForeignEngine:
+        connection = _qh3_connection(self._credentials, is_client=False, **kwargs)
         return ForeignEngine(connection, is_client=False, library="qh3")
 
 
@@ -231,6 +229,7 @@ def _qh3_connection(credentials: Any, *, is_client: bool, **kwargs: Any) -> Any:
         alpn_protocols=ALPN,
         idle_timeout=15.0,
         max_datagram_frame_size=65535,
+        session_ticket=kwargs.pop("session_ticket", None),
     )
     if is_client:
         configuration.server_name = "server.test"

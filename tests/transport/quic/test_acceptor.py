@@ -66,7 +66,15 @@ def test_retry_is_asked_for_under_load_only(credentials: Credentials) -> None:
     assert isinstance(answer, bytes)
     assert packet_type(answer) is QuicPacketType.RETRY
     acceptor.released(engines[0], CLIENT)
-    assert isinstance(acceptor.accept(first_flight(credentials), CLIENT, 1.0), QuicEngine)
+    assert isinstance(acceptor.accept(first_flight(credentials), CLIENT, 2.0), QuicEngine)
+
+
+def test_handshakes_that_succeed_bring_no_retry(credentials: Credentials) -> None:
+    acceptor = our_acceptor(credentials, QuicOptions(retry_threshold=3))
+    for _ in range(10):
+        pair = Pair(our_client(credentials), acceptor)
+        pair.handshake()
+        assert pair.answers == []
 
 
 @pytest.mark.parametrize("client", ["ours", "stock"])
@@ -147,6 +155,57 @@ def test_noise_does_not_stay_half_open(credentials: Credentials) -> None:
     assert engine.flush(1.0) == []
     assert engine.timer() is None
     assert acceptor.half_open == 0
+
+
+def test_retries_are_limited_and_smaller_than_what_they_answer(credentials: Credentials) -> None:
+    options = QuicOptions(retry_threshold=0, retry_rate=500)
+    acceptor = our_acceptor(credentials, options)
+    data = first_flight(credentials)
+
+    def answers(now: float) -> list[bytes]:
+        found = (acceptor.accept(data, (f"203.0.113.{i % 250}", i), now) for i in range(300))
+        return [answer for answer in found if isinstance(answer, bytes)]
+
+    first = answers(1.0)
+    assert len(first) == 50
+    assert all(packet_type(answer) is QuicPacketType.RETRY for answer in first)
+    assert max(map(len, first)) < len(data)
+    assert len(answers(1.0)) == 0
+    assert len(answers(1.05)) == 25
+    assert len(answers(100.0)) == 50  # no more than at once
+    pair = Pair(our_client(credentials), acceptor, start=100.0)  # it asks again
+    pair.handshake()
+    assert pair.client.handshake
+
+
+@pytest.mark.parametrize("kind", ["undecipherable", "senseless"])
+def test_forged_first_packets_bring_the_retry_too(kind: str, credentials: Credentials) -> None:
+    """They are over before they count as half-open, and cost a connection each. Anybody can make
+    the keys of a first packet."""
+    acceptor = our_acceptor(credentials)
+    good = first_flight(credentials)
+
+    def forged(count: int, now: float) -> list[Any]:
+        outcomes = []
+        for _ in range(count):
+            data = initial(b"\x1f")  # a frame of no known type
+            if kind == "undecipherable":
+                data = good[:100] + os.urandom(100) + good[200:]
+            answer = acceptor.accept(data, CLIENT, now)
+            outcomes.append(answer)
+            if isinstance(answer, QuicEngine):
+                answer.feed(data, CLIENT, now)
+                answer.flush(now)
+                list(iter(answer.next_event, None))
+        return outcomes
+
+    outcomes = forged(200, 1.0)
+    assert sum(isinstance(answer, QuicEngine) for answer in outcomes) == 64
+    assert sum(isinstance(answer, bytes) for answer in outcomes) == 100
+    assert acceptor.half_open == 0
+    assert isinstance(acceptor.accept(good, CLIENT, 1.05), bytes)
+    assert sum(isinstance(answer, QuicEngine) for answer in forged(200, 2.0)) == 10
+    assert isinstance(acceptor.accept(good, CLIENT, 60.0), QuicEngine)
 
 
 @pytest.mark.parametrize("seed", range(5))

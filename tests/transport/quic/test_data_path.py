@@ -208,6 +208,7 @@ class Twin:
                 for number, p in space.sent_packets.items()
             ],
             "eliciting": (space.ack_eliciting_in_flight, loss.eliciting_sent, loss.unanswered),
+            "sizes": (server._max_datagram_size, server.path_mtu.size, server.path_mtu.due),
             "control": (
                 loss._cc.bytes_in_flight,
                 loss._cc.congestion_window,

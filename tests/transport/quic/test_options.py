@@ -105,6 +105,21 @@ def test_keylog_and_qlog(tmp_path: Path, credentials: Credentials) -> None:
         assert {"transport:packet_sent", "transport:packet_received"} <= names
 
 
+def test_the_environment_names_a_keylog_too(
+    tmp_path: Path, credentials: Credentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named, other = tmp_path / "named", tmp_path / "other"
+    monkeypatch.setenv("SSLKEYLOGFILE", str(named))
+    our_pair(credentials).handshake()
+    assert "CLIENT_TRAFFIC_SECRET_0" in named.read_text()
+    named.unlink()
+    our_pair(credentials, options=QuicOptions(keylog_file=other)).handshake()
+    assert "CLIENT_TRAFFIC_SECRET_0" in other.read_text()
+    assert not named.exists()
+    monkeypatch.setenv("SSLKEYLOGFILE", "")
+    our_pair(credentials).handshake()
+
+
 def test_ping_and_info(credentials: Credentials) -> None:
     pair = our_pair(credentials)
     pair.handshake()

@@ -28,7 +28,7 @@ class TestBoth:
         """Row 31."""
         pair = pair_of(kind, credentials)
         pair.handshake()
-        taken = pair.client.engine.send_datagram(bytes(1300))
+        taken = pair.client.engine.send_datagram(bytes(1500))
         pair.client.engine.send_datagram(b"after")
         pair.run(None, 5.0)
         assert pair.server.datagrams == ([] if kind == "stock" else [b"after"])
@@ -372,3 +372,17 @@ def test_streams_past_the_limit_wait(credentials: Credentials) -> None:
                 pair.server.engine.reset_stream(stream_id, 0)
         pair.run(None, 0.1)
     assert pair.server.finished == set(streams)
+
+
+@pytest.mark.parametrize("kind", ["stock", "ours"])
+def test_timeouts_of_a_handshake_send_two_datagrams(kind: str, credentials: Credentials) -> None:
+    """Row 11. RFC 9002, section 6.2.4 allows it, and timeouts double: few fit into ten seconds."""
+    sent: list[float] = []
+    pair = pair_of(kind, credentials)
+    pair.fate = lambda rng, data, up: sent.append(pair.now) or []
+    pair.connect()
+    pair.run(None, 3.5)
+    times = sorted(set(sent))
+    each = [sent.count(at) for at in times]
+    assert len(times) == 5
+    assert each == ([1] * 5 if kind == "stock" else [1, 2, 2, 2, 2])

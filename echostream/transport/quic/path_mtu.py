@@ -1,0 +1,123 @@
+"""Datagram packetization layer path-MTU discovery (RFC 8899, as RFC 9000, section 14.3, has it).
+
+How large a datagram the path carries is found by sending larger ones that nobody needs, and not by
+believing ICMP. This is the search alone, without I/O: whoever builds packets asks :attr:`due`
+which size to probe, and tells what became of it.
+"""
+
+from __future__ import annotations
+
+__all__ = ["PathMtu"]
+
+MAX_PROBES = 3
+"""Probes of one size before it counts as too large (RFC 8899, section 5.1.2)."""
+
+STEP = 20
+"""Bytes of uncertainty that are not worth another probe."""
+
+RAISE_AFTER = 600.0
+"""Seconds until larger sizes are tried again (RFC 8899, section 5.1.1)."""
+
+COOL_DOWN = 60.0
+"""Seconds until they are tried again after a path stopped to carry them."""
+
+MAX_LOSSES = MAX_TIMEOUTS = 3
+"""Times that large packets are lost while none so large arrives, and probe timeouts in a row (what
+they send again is as large): then the path is taken for a black hole (RFC 8899, section 4.3)."""
+
+
+class PathMtu:
+    """One path's search. Sizes are UDP payloads in bytes, times seconds.
+
+    It begins at ``base``, which every QUIC path carries, and tries ``limit`` first: most paths
+    are Ethernet all along. Where that does not arrive, or is beyond the congestion window, it
+    halves the interval.
+    """
+
+    __slots__ = (
+        "_candidate",
+        "_failures",
+        "_losses",
+        "_refused",
+        "_searching",
+        "_stale",
+        "_started",
+        "base",
+        "in_flight",
+        "limit",
+        "search_at",
+        "size",
+    )
+
+    def __init__(self, base: int, limit: int) -> None:
+        self.base = self.size = base
+        self.limit = max(base, limit)
+        self.in_flight = False
+        """Whether a probe is on its way: to be set by who sends it."""
+        self.search_at: float | None = None
+        """When to call :meth:`search`; ``None``: not before something happens."""
+        self._searching = self._stale = False
+        self._candidate = self._refused = 0
+        self._failures = self._losses = 0
+        self._started = 0.0
+        self.restart()
+
+    @property
+    def due(self) -> int:
+        """The size to probe now; 0: none."""
+        return self._candidate if self._searching and not self.in_flight else 0
+
+    def search(self, now: float, window: int) -> None:
+        """Begin, from the size that is known to work. ``window``: the congestion window."""
+        self.search_at = None
+        self._started = now
+        self._refused = self.limit + 1
+        self._searching = True
+        self._failures = 0
+        self._candidate = min(self.limit, window)
+
+    def settled(self, arrived: bool) -> None:
+        """What became of the probe."""
+        self.in_flight = False
+        if self._stale:
+            self._stale = False
+            return
+        if arrived:
+            self.size = self._candidate
+        else:
+            self._failures += 1
+            if self._failures < MAX_PROBES:
+                return
+            self._refused = self._candidate
+        self._failures = 0
+        self._candidate = (self.size + self._refused) // 2
+        if self._refused - self.size <= STEP or self.size == self.limit:
+            self._searching = False
+            self.search_at = self._started + RAISE_AFTER if self.size < self.limit else None
+
+    def passed_over(self, now: float) -> bool:
+        """Large packets were lost, and none as large has arrived since the last time. Whether that
+        makes the path a black hole."""
+        self._losses += 1
+        if self._losses < MAX_LOSSES:
+            return False
+        self.black_hole(now)
+        return True
+
+    def passed(self) -> None:
+        """One as large as those that were lost arrived."""
+        self._losses = 0
+
+    def black_hole(self, now: float) -> None:
+        """Back to what every path carries."""
+        self.restart()
+        if self.search_at is not None:
+            self.search_at = now + COOL_DOWN
+
+    def restart(self) -> None:
+        """The path may be another one: nothing is known of it (RFC 9000, section 14.3)."""
+        self.size = self.base
+        self._losses = 0
+        self._searching = False
+        self._stale = self.in_flight
+        self.search_at = 0.0 if self.limit > self.base else None
