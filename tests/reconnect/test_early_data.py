@@ -55,8 +55,8 @@ async def lose(network: QuicNetwork, connected: RpcClient) -> None:
     hole = Impairment(blackhole=True)
     network.impair(connected, up=hole, down=hole)
     connected._peer.close()
-    await down(connected)
     network.impair(connected, up=PATH, down=PATH)
+    await down(connected)
 
 
 @virtual
