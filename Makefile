@@ -58,18 +58,20 @@ soak: setup ## 100 kills of processes, 1 GB into a reader that sleeps, and MINUT
 
 SANITIZED := build/sanitized
 SANITIZERS := address,undefined
+SANITIZED_TESTS := tests/transport/test_sockets.py tests/transport/test_endpoint.py \
+    tests/transport/quic tests/test_frame_codec.py
 runtime = $(shell $(CC) -print-file-name=lib$(1).so)
+under_sanitizers = LD_PRELOAD="$(call runtime,asan) $(call runtime,ubsan)" PYTHONMALLOC=malloc \
+    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 $(CURDIR)/$(RUN)
 
-sanitize: setup ## the compiled code, built with ASAN and UBSAN, through the tests that use it most
+sanitize: setup ## the compiled code, built with ASAN and UBSAN, under the tests that use it most
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	git ls-files -z --cached --others --exclude-standard | tar --null -T - -cf - | tar -xf - -C $(SANITIZED)
 	cd $(SANITIZED) && ECHOSTREAM_SANITIZE=$(SANITIZERS) $(CURDIR)/$(RUN) setup.py -q build_ext --inplace
-	cd $(SANITIZED) && LD_PRELOAD="$(call runtime,asan) $(call runtime,ubsan)" \
-	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	    PYTHONMALLOC=malloc $(CURDIR)/$(RUN) -m pytest $(SANITIZED_TESTS)
-
-SANITIZED_TESTS := tests/transport/test_sockets.py tests/transport/test_endpoint.py \
-    tests/transport/quic tests/test_frame_codec.py tests/fuzz
+	cd $(SANITIZED) && $(under_sanitizers) -m pytest $(SANITIZED_TESTS)
+	cd $(SANITIZED) && for target in tests/fuzz/fuzz_*.py; do \
+	    echo "$$target"; PYTHONPATH=. $(under_sanitizers) $$target --seconds $(SECONDS) || exit 1; \
+	done
 
 wheel: setup ## sdist and, from it, wheel, in dist/
 	$(RUN) -m build --no-isolation --outdir dist

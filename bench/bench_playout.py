@@ -53,7 +53,7 @@ class Stream:
 
 @pytest.mark.benchmark(timer=time.process_time)
 @pytest.mark.parametrize("sample_type", ["float32", "int16"])
-@pytest.mark.parametrize(("profile", "floor"), [("voice", 150), ("music", 80)])
+@pytest.mark.parametrize(("profile", "floor"), [("voice", 500), ("music", 250)])
 def test_streams_per_core(benchmark, profile, floor, sample_type):
     stream = Stream(profile, sample_type)
     for _ in range(500):

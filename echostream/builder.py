@@ -6,19 +6,24 @@ import inspect
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 from echostream.discovery.service import Announcement, Service
 from echostream.errors import ConfigurationError
 from echostream.finding import Search, as_addresses
 from echostream.plugin.base import ClientPlugin, ServerPlugin
+from echostream.plugin.installer import PluginInstaller, find_plugin
 from echostream.protocol.hello import Limits
 from echostream.rpc.authentication import Authenticator, Authorize, ClientCredentials
 from echostream.rpc.context import ClientContext
 from echostream.rpc.dispatch import Routes
+from echostream.rpc.interceptors import Interceptor, Outgoing, overriding
 from echostream.rpc.link import Reconnect
 from echostream.rpc.registry import Kind, Registry
+from echostream.rpc.retry import RetryPolicy
+from echostream.rpc.schema import DESCRIBE, describe
 from echostream.rpc.session import Session
+from echostream.rpc.typed import interface_methods, is_event
 from echostream.transport.addresses import parse_address
 from echostream.transport.client_proof import load_authorities
 from echostream.transport.identity import Identity
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientBuilder", "ClientConfig", "Hooks", "ServerBuilder", "ServerConfig"]
 
+T = TypeVar("T")
 Hook: TypeAlias = Callable[[Any], Coroutine[Any, Any, Any]]
 
 
@@ -59,6 +65,7 @@ class ServerConfig:
     limits: Limits
     quic: QuicOptions
     now_ns: Callable[[], int] | None
+    outgoing: Outgoing | None
     plugins: tuple[str, ...]
     announcement: Announcement | None = None
     authenticator: Authenticator | None = None
@@ -80,6 +87,7 @@ class ClientConfig:
     limits: Limits
     quic: QuicOptions
     now_ns: Callable[[], int] | None
+    outgoing: Outgoing | None
     plugins: tuple[str, ...] = field(default=())
     others: tuple[tuple[str, int], ...] = ()
     search: Search | None = None
@@ -91,6 +99,7 @@ class _Builder:
 
     _context: type
     _other: type
+    _plugin_kind: type
 
     def __init__(self) -> None:
         contexts, others = (self._context,), (self._other,)
@@ -99,10 +108,13 @@ class _Builder:
         self._streams = Registry(Kind.STREAM, contexts, others)
         self._values: dict[str, Any] = {}
         self._hooks: dict[str, list[Hook]] = {f.name: [] for f in fields(Hooks)}
-        self._plugins: list[str] = []
+        self._plugins = PluginInstaller(self, self._plugin_kind)
         self._limits = Limits()
         self._quic: dict[str, Any] = {}
         self._now_ns: Callable[[], int] | None = None
+        self._interceptors: list[Interceptor] = []
+        self._retry: RetryPolicy | None = None
+        self._introspection = False
         self._built = False
 
     def set(self, key: str, value: Any) -> Self:
@@ -132,6 +144,31 @@ class _Builder:
     def on_disconnect(self, function: Hook) -> Self:
         """Run when a connection has ended."""
         return self._hook("disconnect", function)
+
+    def interceptor(self, interceptor: Interceptor) -> Self:
+        """Put something around all calls, events and streams; the first one is outermost."""
+        self._interceptors.append(interceptor)
+        overriding(self._interceptors, "incoming")
+        return self
+
+    def retry(self, policy: RetryPolicy | None = None) -> Self:
+        """Try calls again that were made with ``idempotent=True`` and failed for a while."""
+        self._retry = RetryPolicy() if policy is None else policy
+        return self
+
+    def implement(self, interface: Callable[..., T], implementation: T) -> Self:
+        """Register the methods of an object under the names of an interface class: what the other
+        side binds with ``bind(interface)``. Those marked as events become listeners."""
+        names = interface_methods(interface)
+        for attribute, (name, function) in names.items():
+            method = getattr(implementation, attribute)
+            (self._listeners if is_event(function) else self._handlers).add(name, method)
+        return self
+
+    def introspection(self) -> Self:
+        """Let the other side ask what this one offers (``echostream call ADDR --list``)."""
+        self._introspection = True
+        return self
 
     def limits(self, **limits: int) -> Self:
         """What this side accepts; the names are the fields of ``Limits``."""
@@ -175,36 +212,42 @@ class _Builder:
         self._hooks[name].append(function)
         return self
 
-    def _install(self, plugin: Any, kind: type) -> Self:
-        if not isinstance(plugin, kind):
-            raise ConfigurationError(
-                f".plugin() wants a {kind.__name__}, got {type(plugin).__name__}"
-            )
-        name = plugin.name or type(plugin).__name__  # type: ignore[attr-defined]
-        if name in self._plugins:
-            raise ConfigurationError(f"a plugin named {name!r} is installed already")
-        self._plugins.append(name)
-        if plugin.install(self) is not self:  # type: ignore[attr-defined]
-            raise ConfigurationError(f"plugin {name!r}: install() must return the builder it got")
+    def _install(self, plugin: Any, options: dict[str, Any]) -> Self:
+        if isinstance(plugin, str):
+            plugin = find_plugin(plugin, options)
+        elif options:
+            raise ConfigurationError("options go with the name of a plugin, not with a plugin")
+        self._plugins.add(plugin)
         return self
 
     def _common(self) -> dict[str, Any]:
         if self._built:
             raise ConfigurationError("this builder was used already: make a new one")
         self._built = True
+        plugins = self._plugins.finish()
+        if self._introspection:
+            description = describe(Routes(self._handlers, self._listeners, self._streams))
+
+            async def tell() -> dict[str, Any]:
+                return description
+
+            self._handlers.add(DESCRIBE, tell)
+        inside = overriding(self._interceptors, "incoming")
+        outside = overriding(self._interceptors, "outgoing")
         return {
             "values": dict(self._values),
             "routes": Routes(
                 *(
-                    registry.frozen(self._limits.nesting, self._limits.items)
+                    registry.frozen(self._limits.nesting, self._limits.items, inside)
                     for registry in (self._handlers, self._listeners, self._streams)
                 )
             ),
+            "outgoing": Outgoing(outside, self._retry) if outside or self._retry else None,
             "hooks": Hooks(**{name: tuple(found) for name, found in self._hooks.items()}),
             "limits": self._limits,
             "quic": QuicOptions(**self._quic),
             "now_ns": self._now_ns,
-            "plugins": tuple(self._plugins),
+            "plugins": plugins,
         }
 
 
@@ -213,6 +256,7 @@ class ServerBuilder(_Builder):
 
     _context = Session
     _other = ClientContext
+    _plugin_kind = ServerPlugin
 
     def __init__(self) -> None:
         super().__init__()
@@ -295,9 +339,10 @@ class ServerBuilder(_Builder):
         """Run with the ``ServerContext`` after the last connection was closed."""
         return self._hook("shutdown", function)
 
-    def plugin(self, plugin: ServerPlugin) -> Self:
-        """Install a plugin."""
-        return self._install(plugin, ServerPlugin)
+    def plugin(self, plugin: ServerPlugin | str, **options: Any) -> Self:
+        """Install a plugin: an object, or the name under which an installed package offers one
+        (entry point group ``echostream.plugins``), made with ``options``."""
+        return self._install(plugin, options)
 
     def build(self) -> RpcServer:
         """Check everything and make the server. Raises ``ConfigurationError``."""
@@ -326,6 +371,7 @@ class ClientBuilder(_Builder):
 
     _context = ClientContext
     _other = Session
+    _plugin_kind = ClientPlugin
 
     def __init__(self) -> None:
         super().__init__()
@@ -449,9 +495,10 @@ class ClientBuilder(_Builder):
         )
         return self
 
-    def plugin(self, plugin: ClientPlugin) -> Self:
-        """Install a plugin."""
-        return self._install(plugin, ClientPlugin)
+    def plugin(self, plugin: ClientPlugin | str, **options: Any) -> Self:
+        """Install a plugin: an object, or the name under which an installed package offers one
+        (entry point group ``echostream.plugins``), made with ``options``."""
+        return self._install(plugin, options)
 
     def build(self) -> Connecting:
         """Check everything; await the result, or use it with ``async with``, to connect."""

@@ -109,6 +109,7 @@ class RpcClient(Caller):
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
         self._context = ClientContext(config.values)
+        self._outgoing = self._context._outgoing = config.outgoing
         self._lifetimes: dict[asyncio.Task[None], Peer] = {}
         self._deadline = 0.0
         self._target = config.address
@@ -117,7 +118,8 @@ class RpcClient(Caller):
         if config.reconnect is not None:
             kept = config.reconnect.early_data
             self._tickets = TicketCache(TicketCache.default_path() if kept else None)
-            self._link = self._context._link = Link(config.reconnect, self._establish)
+            self._link = Link(config.reconnect, self._establish, config.limits)
+            self._context._link = self._link
         self._server_key = ""
 
     def __repr__(self) -> str:
@@ -430,7 +432,7 @@ class RpcClient(Caller):
                 raise
             host, port = self._target
             raise ConnectionClosed(
-                f"{host!r} port {port} answered, but did not say HELLO within "
+                f"{host!r} port {port} answered, but did not say HELLO and take this client within "
                 f"{config.timeout:g} s: is it an EchoStream server?",
                 code=Close.TIMEOUT,
             ) from None
@@ -441,7 +443,7 @@ class RpcClient(Caller):
         peer = Peer(connection, config.limits, config.routes, self._context, None, config.now_ns)
         connection.attach(peer)
         if self._link is not None:
-            peer.events.take_along(self._link.resumption)
+            peer.events.take_along(self._link.resumption, self._link.emitters)
         return peer
 
     async def _dial(self, plan: Plan) -> Connection:

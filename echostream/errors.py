@@ -24,6 +24,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from echostream.codes import Status
@@ -86,7 +87,8 @@ class RpcError(EchoStreamError):
 
     ``status`` is a :class:`echostream.codes.Status` (or the bare integer of an unknown
     one), ``message`` a text for people, ``details`` structured data (anything that msgpack
-    carries), ``method`` the name that was called, where known.
+    carries), ``method`` the name that was called, where known, ``metadata`` what the handler sent
+    along.
     """
 
     default_status: ClassVar[Status] = Status.UNKNOWN
@@ -98,8 +100,10 @@ class RpcError(EchoStreamError):
         status: Status | int | None = None,
         details: Any = None,
         method: str | None = None,
+        metadata: Mapping[str, str | bytes] | None = None,
     ):
         super().__init__(message)
+        self.metadata: Mapping[str, str | bytes] = {} if metadata is None else metadata
         self.status: Status | int = self.default_status if status is None else status
         self.message = message
         self.details = details

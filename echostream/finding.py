@@ -43,6 +43,8 @@ ATTEMPTS = 8
 """Handshakes that run at once."""
 STAGGER_S = 0.1
 """Before the next candidate gets its chance beside those that have not answered."""
+MAX_CANDIDATES = 512
+"""Announcements that one search looks at: a service that changes with every packet is many."""
 MAX_TOLD = 5
 """Failures that an error tells."""
 
@@ -251,7 +253,9 @@ class _Hunt:
     def _consider(self, service: Service) -> None:
         where = self._search.where
         seen = f"{service.id}{service.addresses}{service.port}{service.fingerprint}"
-        if seen in self._seen or (where is not None and not where(service)):
+        if seen in self._seen or len(self._seen) >= MAX_CANDIDATES:
+            return
+        if where is not None and not where(service):
             return
         self._seen.add(seen)
         hint = service.fingerprint

@@ -158,6 +158,7 @@ class RpcServer:
         except BaseException:
             await run_hooks("on_shutdown", config.hooks.shutdown, self._context)
             raise
+        self._context.serving = True
         logger.info("listening on %s port %d", *self._listener.address)
         if config.announcement is not None and self._identity is not None:
             self._announce(config.announcement)
@@ -232,6 +233,7 @@ class RpcServer:
     async def _shut_down(self, drain: float) -> None:
         assert self._listener is not None
         assert self._stopped is not None
+        self._context.serving = False
         peers = [session._peer for session in self._context.sessions]
         try:
             if self._advertiser is not None:
@@ -252,6 +254,7 @@ class RpcServer:
     def _accept(self, connection: Connection) -> ConnectionHandler:
         session = Session(self._context)
         config = self._config
+        session._outgoing = config.outgoing
         peer = Peer(
             connection, config.limits, config.routes, session, self._assembling, config.now_ns
         )
@@ -312,10 +315,12 @@ class RpcServer:
                 peer.dispatcher.start()
             await peer.wait_closed()
             del sessions[session.id]
+            self._context._forget(session)
             await peer.dispatcher.wait_stopped()
         finally:
             sessions.pop(session.id, None)
             ended = peer.ended
             left = ended is not None and ended.by_peer and ended.code == Close.OK
             self._event_sessions.release(peer, keep=not left)
+            self._context._forget(session)
             await run_hooks("on_disconnect", hooks.disconnect, session)

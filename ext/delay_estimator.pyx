@@ -7,9 +7,11 @@ O(1) per packet, no allocation. The C is in ``echostream/_ext/delay.pxd``, becau
 embeds it; this module gives it to Python. What it does, in the order of a packet's way:
 
 1. **Base line.** The smallest delay of each second of the last minute, and below these points the
-   highest straight line that passes under all of them: the edge of their lower hull over the
-   middle (Moon, Skelly and Towsley, 1999). Its slope, the clock skew, is used only where it
-   moves the line by more than twice the scatter of the points; else noise would tilt it.
+   highest line of one slope that passes under all of them. The slope is the clock skew: least
+   squares through the points, used only where it moves the line by more than twice the scatter
+   of the points, else noise would tilt it; until then what a clock filter knows (``know``). (The
+   edge of their lower hull, as Moon, Skelly and Towsley have it, 1999, varies several times as
+   much.) Where the line is tilted anew, the packets of the last 20 s are counted again from it.
 2. **A change of the path is not jitter.** A packet far below the line is a shorter path and is
    believed at once. When the last 8 packets are all higher than the line ever was in the last
    minute, and did not come as one burst, the path may be longer: the target follows them at
@@ -19,6 +21,8 @@ embeds it; this module gives it to Python. What it does, in the order of a packe
    (5 % wide, interpolated), with a memory that grows to 10,000 packets. Decay costs nothing: the
    increment grows instead. A cursor holds the wanted quantile. Short memories were measured and
    lose: they forget rare stalls between two of them, and rise after each.
+   At the start nothing is known of rare packets: the target comes down from (a share of) the
+   start delay no faster than the playout may follow.
 4. **A freeze is one event.** What a gap of a second or more held back is released in one burst;
    of it only the first packet is counted.
 5. **Calibration.** The share that was really late is kept against the share that was asked for,
@@ -26,10 +30,11 @@ embeds it; this module gives it to Python. What it does, in the order of a packe
 """
 
 cimport cython
+from libc.math cimport NAN
 from libc.stdint cimport int64_t
 
 from echostream._ext.delay cimport (
-    Control, Delay, control_step, control_watch, delay_base, delay_restart, delay_target, delay_update,
+    Control, Delay, control_step, control_watch, delay_base, delay_know, delay_restart, delay_target, delay_update,
     delay_wanted,
 )
 
@@ -39,11 +44,14 @@ cdef class DelayEstimator:
     """The estimator by itself. All times are integer nanoseconds.
 
     ``late``: wanted share of late packets, above 0 and below 1. ``start_ns``: delay until the
-    first packets are known. ``minimum_ns`` and ``maximum_ns`` bound the delay above the base
-    line.
+    first packets are known; from ``start_share`` of it the delay comes down in ``settle_s``.
+    ``minimum_ns`` and ``maximum_ns`` bound the delay above the base line.
     """
 
     cdef Delay state
+
+    def __cinit__(self):
+        self.state.known = NAN
 
     def __init__(
         self,
@@ -51,15 +59,21 @@ cdef class DelayEstimator:
         double start_ns,
         double minimum_ns=0.0,
         double maximum_ns=10e9,
+        double start_share=0.5,
+        double settle_s=2.0,
     ):
         if not 0.0 < late < 1.0:
             raise ValueError(f"late is a share between 0 and 1, not {late}")
         if not 0.0 <= minimum_ns <= maximum_ns:
             raise ValueError(f"minimum_ns ({minimum_ns}) must be from 0 to maximum_ns")
+        if not (0.0 <= start_share <= 1.0 and 0.0 < settle_s):
+            raise ValueError("start_share is from 0 to 1, settle_s above 0")
         self.state.late = late
         self.state.start = start_ns
         self.state.minimum = minimum_ns
         self.state.maximum = maximum_ns
+        self.state.start_share = start_share
+        self.state.settle = settle_s * 1e9
         delay_restart(&self.state)
 
     def update(self, int64_t send_ns, int64_t arrival_ns, bint missed=False):
@@ -79,6 +93,10 @@ cdef class DelayEstimator:
     def restart(self):
         """Forget everything but the configuration."""
         delay_restart(&self.state)
+
+    def know(self, double skew_ppm):
+        """The skew as somebody measured it, until the packets plainly say another; NaN: nobody."""
+        delay_know(&self.state, skew_ppm * 1e-6)
 
     @property
     def wanted_ns(self):

@@ -30,14 +30,6 @@ cdef class Polyphase:
     Output frame k stands at input frame k * step; the filter looks ``taps / 2`` input frames ahead.
     """
 
-    cdef const float[:, :, ::1] _table      # keeps the memory of _rows alive
-    cdef const float* _rows
-    cdef float* _held                       # (channels, _capacity)
-    cdef Py_ssize_t _channels, _n_taps, _capacity
-    cdef Py_ssize_t _filled, _base          # held frames; first frame of the next output's window
-    cdef int _shift
-    cdef int64_t _fraction, _step
-
     def __cinit__(self, const float[:, :, ::1] table not None, Py_ssize_t channels, int64_t step):
         cdef Py_ssize_t phases = table.shape[0]
         if table.shape[1] != 2 or table.shape[2] < 8 or table.shape[2] % 8:
@@ -78,22 +70,15 @@ cdef class Polyphase:
     @property
     def pending(self) -> float:
         """Input frames taken in and not yet passed by the output; below 0 right after reset."""
-        return (
-            self._filled - self._base - (self._n_taps // 2 - 1) - <double>self._fraction / <double>ONE
-        )
+        return self._pending_frames()
 
     def reset(self) -> None:
         """Forget the past: the next input frame is frame 0, silence stands before it."""
-        cdef Py_ssize_t i
-        self._filled = self._n_taps // 2 - 1
-        self._base = 0
-        self._fraction = 0
-        for i in range(self._channels * self._capacity):
-            self._held[i] = 0.0
+        self._reset()
 
     def needed(self, Py_ssize_t frames) -> int:
         """Input frames that the next ``frames`` output frames still ask for."""
-        return self._needed(frames) if frames > 0 else 0
+        return self._needed(frames)
 
     def process(self, const float[:, ::1] source not None, float[:, ::1] out not None):
         """Fill ``out`` from ``source``; both ``(frames, channels)``.
@@ -111,6 +96,18 @@ cdef class Polyphase:
             )
         return consumed, produced
 
+    cdef void _reset(self) noexcept nogil:
+        cdef Py_ssize_t i
+        self._filled = self._n_taps // 2 - 1
+        self._base = 0
+        self._fraction = 0
+        for i in range(self._channels * self._capacity):
+            self._held[i] = 0.0
+
+    cdef double _pending_frames(self) noexcept nogil:
+        cdef Py_ssize_t whole = self._filled - self._base - (self._n_taps // 2 - 1)
+        return whole - <double>self._fraction / <double>ONE
+
     cdef Py_ssize_t _needed(self, Py_ssize_t frames) noexcept nogil:
         # In two parts: fraction + step * (frames - 1) itself may pass 63 bits.
         cdef int64_t whole = (self._step >> FRACTION_BITS) * (frames - 1)
@@ -119,7 +116,7 @@ cdef class Polyphase:
         cdef int64_t low = (part & 0xFFFFF) * (frames - 1) + self._fraction
         cdef int64_t last = whole + ((high + (low >> 20)) >> 20)
         cdef Py_ssize_t short = self._base + <Py_ssize_t>last + self._n_taps - self._filled
-        return short if short > 0 else 0
+        return short if short > 0 and frames > 0 else 0
 
     cdef Py_ssize_t _process(
         self, const float* source, Py_ssize_t n_in, float* out, Py_ssize_t n_out,

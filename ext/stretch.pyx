@@ -14,11 +14,6 @@ cdef class Wsola:
     """Stretches blocks of ``channels`` at ``rate`` Hz; where the mean power is below ``silence``
     any cut will do. Lags are 2.5 to 15 ms, a block needs 30 ms."""
 
-    cdef Py_ssize_t _channels, _shortest, _longest, _step
-    cdef double _silence
-    cdef float* _mono       # (2 * _longest)
-    cdef float* _low        # (2 * _longest)
-
     def __cinit__(self, Py_ssize_t rate, Py_ssize_t channels, double silence):
         if not 8000 <= rate <= 192000:
             raise ValueError("rate must be 8000 to 192000 Hz")

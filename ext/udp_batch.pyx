@@ -98,7 +98,7 @@ cdef extern from "<arpa/inet.h>" nogil:
     uint32_t ntohl(uint32_t value)
 
 cdef enum:
-    IN_SLOTS = 32  # messages per recvmmsg
+    IN_SLOTS = 8  # messages per recvmmsg: each may be a train, and one flooder must not have it all
     IN_SIZE = 65536  # the largest datagram, and the longest train
     # Between the buffers' beginnings: not a power of two, so that they share the cache's sets out.
     # Pages that no datagram has reached take no memory.
@@ -191,8 +191,8 @@ cdef class BatchSocket:
     # Receiving
 
     def receive(self, Py_ssize_t limit):
-        """The datagrams that wait, each with its sender's address; where there are more than
-        ``limit``, about that many."""
+        """The datagrams that wait, each with its sender's address. Where there are more than
+        ``limit``: at least that many, and less than 512 more, because a train is taken whole."""
         cdef list taken = []
         cdef Py_ssize_t wanted, each
         cdef int count

@@ -215,6 +215,11 @@ def idle(session: Any) -> bool:
     dispatcher = peer.dispatcher
     return not (
         peer.calls
+        or peer.trailers
+        or peer.pumps
+        or len(peer.acks)
+        or peer.outbox.acked
+        or peer.protocol.flows
         or peer.senders
         or peer.receivers
         or peer._call_waiters

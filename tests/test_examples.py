@@ -46,6 +46,14 @@ JITTER = [
     r"packets: 9\d\d received, \d+ lost, \d+ late \(0\.\d%; asked for 1 %\)",
     r"audio: 0\.\d+ s concealed in \d+ gaps, \d+ pitch periods put in or left out",
 ]
+ROOMS = [
+    r"Ada is number 1",
+    r"Ada sees Bob come in",
+    r"Bob hears Ada: hello",
+    r"heard by 1",
+    r"Cleo hears Ada: hello",
+    r"Bob sees Cleo come in",
+]
 MULTIROOM = [
     r"server: 4 players, \d+ ms of delay",
     r"player 0: its card is -\d+ ppm off, \d+ packets late, error bound \d+ µs",
@@ -93,6 +101,7 @@ def example(name: str, *words: str, home: Path) -> subprocess.CompletedProcess[s
         ("auth_plugin", [], AUTH),
         ("jitter_lab", [], JITTER),
         ("reconnect", [], RECONNECT),
+        ("rooms", [], ROOMS),
         ("multiroom", [], MULTIROOM),
     ],
 )
@@ -114,6 +123,7 @@ def test_an_example(name: str, words: list[str], lines: list[str], tmp_path: Pat
         ("service_discovery", "x" * 64, "cannot name a service"),
         ("auth_plugin", "guess", "authentication failed"),
         ("multiroom", "nowhere.wav", "nowhere.wav: "),
+        ("rooms", " ", "Ada: say something"),
     ],
 )
 def test_a_wrong_input(name: str, word: str, said: str, tmp_path: Path) -> None:
@@ -132,5 +142,6 @@ def test_every_example_is_tested() -> None:
         "auth_plugin",
         "jitter_lab",
         "reconnect",
+        "rooms",
         "multiroom",
     }

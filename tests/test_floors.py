@@ -28,8 +28,8 @@ FLOORS: list[list[set[str]]] = [
     [{"transport"}, {"discovery"}],
     [{"rpc", "plugin"}],
     [{"server", "client", "builder", "finding"}],
-    [{"contrib"}, {"testing"}],
-    [{"cli"}],
+    [{"contrib"}, {"testing"}, {"sync"}],
+    [{"cli"}, {"pytest_plugin"}],
     [{"", "prelude"}],  # the facade: `echostream` itself
 ]
 
@@ -53,7 +53,7 @@ DOORS: dict[str, set[str]] = {
     "numpy": {"echostream"},
     "opentelemetry": {"echostream.contrib"},
     "prometheus_client": {"echostream.contrib"},
-    "pytest": {"echostream.testing"},
+    "pytest": {"echostream.pytest_plugin"},
     "rich": {"echostream.cli"},
     "segno": {"echostream.cli"},
     "sounddevice": {"echostream.contrib"},

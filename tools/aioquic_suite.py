@@ -88,7 +88,7 @@ def main() -> int:
                     "no:cacheprovider",
                 ),
                 *("-c", "/dev/null", "--rootdir", str(arguments.sources), "-k", arguments.k),
-                *(("--tb=short", "-rf") if arguments.show else ("--tb=no",)),
+                *(("--tb=short", "-rf") if arguments.show else ("--tb=no", "--no-summary")),
                 str(arguments.sources / "tests" / "test_connection.py"),
             ],
             plugins=[outcomes],

@@ -5,7 +5,7 @@ Header-only: a struct and inline functions, no object and nothing to link. The a
 in ``ext/delay_estimator.pyx``; its twin is ``echostream/media/delay.py``. All times are ns.
 """
 
-from libc.math cimport exp, fabs, floor, log, rint
+from libc.math cimport NAN, exp, fabs, floor, isnan, log, rint
 from libc.stdint cimport int64_t, uint16_t, uint32_t
 from libc.string cimport memmove, memset
 
@@ -17,13 +17,14 @@ cdef enum:
     LOGGED = 1024
     MEMORY = 10000
     WARM_UP = 5
-    SETTLED = 100
+    ENOUGH = 100
 
 cdef struct Delay:
-    double late, start, minimum, maximum
+    double late, start, minimum, maximum, start_share, settle
+    double known  # slope that is known from elsewhere, else NaN
     int64_t packets, origin_send, origin_delay
     double last_arrival
-    bint released
+    bint released, tilted
     # base line
     double base_x, base_y, slope, block_end, typical
     int blocks
@@ -38,11 +39,13 @@ cdef struct Delay:
     int shift_count
     # distribution of what is above the base line
     double weights[BUCKETS]
+    double settling, settling_base
     double increment, total, above, quantile, surplus
     int cursor
     int logged, logged_at
     double upper[BUCKETS]
     double log_x[LOGGED]
+    double log_y[LOGGED]
     double log_weight[LOGGED]
     uint16_t log_bucket[LOGGED]
 
@@ -70,17 +73,28 @@ cdef inline int delay_bucket(double residual) noexcept nogil:
 cdef inline void delay_restart(Delay* d) noexcept nogil:
     """Forget everything but the configuration."""
     cdef double late = d.late, start = d.start, minimum = d.minimum, maximum = d.maximum
+    cdef double known = d.known, settle = d.settle, start_share = d.start_share
     memset(d, 0, sizeof(Delay))
     d.late = late
     d.start = start
     d.minimum = minimum
     d.maximum = maximum
+    d.known = known
+    d.settle = settle
+    d.start_share = start_share
+    d.settling = -1.0
     d.increment = 1.0
     d.shift_since = -1.0
     d.quantile = start
     cdef int bucket
     for bucket in range(BUCKETS):
         d.upper[bucket] = 20_000.0 * exp(delay_log_ratio() * bucket)
+
+
+cdef inline void delay_know(Delay* d, double slope) noexcept nogil:
+    """The slope of the base line as somebody measured it, until the packets plainly say another
+    (a sound card has a clock of its own); NaN: nobody has."""
+    d.known = min(max(slope, -0.003), 0.003) if not isnan(slope) else NAN
 
 
 cdef inline double delay_base(const Delay* d, double x) noexcept nogil:
@@ -115,7 +129,7 @@ cdef inline void delay_recount(Delay* d) noexcept nogil:
             d.above += d.weights[bucket]
 
 
-cdef inline void delay_record(Delay* d, double x, double residual) noexcept nogil:
+cdef inline void delay_record(Delay* d, double x, double y, double residual) noexcept nogil:
     cdef int bucket = delay_bucket(residual)
     cdef double scale
     cdef int row
@@ -125,6 +139,7 @@ cdef inline void delay_record(Delay* d, double x, double residual) noexcept nogi
         d.above += d.increment
     row = d.logged_at
     d.log_x[row] = x
+    d.log_y[row] = y
     d.log_bucket[row] = <uint16_t>bucket
     d.log_weight[row] = d.increment
     d.logged_at = (row + 1) & (LOGGED - 1)
@@ -160,49 +175,61 @@ cdef inline double delay_quantile(Delay* d, double share) noexcept nogil:
 
 # -- base line
 
+cdef inline void delay_tilt(Delay* d, double slope) noexcept nogil:
+    cdef double span = d.block_x[d.blocks - 1] - d.block_x[0]
+    d.tilted = fabs(slope - d.slope) * span > 0.1 * d.quantile
+    d.slope = slope
+
+
 cdef inline void delay_fit(Delay* d) noexcept nogil:
-    """The highest line below all block minima: the edge of the lower hull over the middle."""
-    cdef int hull[BLOCKS]
-    cdef int size = 0, row, a, b
-    cdef double middle = 0.0, slope, over = 0.0, above, span
+    """The skew: least squares through the block minima, where it is plain to see."""
+    cdef double middle = 0.0, mean = 0.0, spread = 0.0, slope = 0.0, over = 0.0, x, y, span
+    cdef double known = 0.0 if isnan(d.known) else d.known
+    cdef int row
     for row in range(d.blocks):
-        middle += d.block_x[row]
-        while size >= 2:
-            a = hull[size - 2]
-            b = hull[size - 1]
-            if (d.block_y[b] - d.block_y[a]) * (d.block_x[row] - d.block_x[a]) < (
-                d.block_y[row] - d.block_y[a]
-            ) * (d.block_x[b] - d.block_x[a]):
-                break
-            size -= 1
-        hull[size] = row
-        size += 1
-    middle /= d.blocks
-    row = 1
-    while row < size - 1 and d.block_x[hull[row]] < middle:
-        row += 1
-    a = hull[row - 1]
-    b = hull[row]
-    slope = (d.block_y[b] - d.block_y[a]) / (d.block_x[b] - d.block_x[a])
-    slope = min(max(slope, -0.003), 0.003)
+        middle += d.block_x[row] / d.blocks
+        mean += d.block_y[row] / d.blocks
     for row in range(d.blocks):
-        above = d.block_y[row] - d.block_y[a] - slope * (d.block_x[row] - d.block_x[a])
-        over = max(over, above)
+        x = d.block_x[row] - middle
+        spread += x * x
+        slope += x * (d.block_y[row] - mean)
+    slope /= spread
+    for row in range(d.blocks):
+        y = d.block_y[row] - mean - slope * (d.block_x[row] - middle)
+        over = max(over, fabs(y))
     span = d.block_x[d.blocks - 1] - d.block_x[0]
-    d.slope = slope if fabs(slope) * span > 2.0 * over else 0.0
+    delay_tilt(
+        d, slope if fabs(slope) <= 0.003 and fabs(slope - known) * span > 2.0 * over else known
+    )
+
+
+cdef inline void delay_retell(Delay* d) noexcept nogil:
+    """The line lies differently: count the logged packets from it, and nothing older."""
+    cdef int row, bucket
+    memset(&d.weights[0], 0, sizeof(d.weights))
+    for row in range(d.logged):
+        bucket = delay_bucket(max(d.log_y[row] - delay_base(d, d.log_x[row]), 0.0))
+        d.log_bucket[row] = <uint16_t>bucket
+        d.weights[bucket] += d.log_weight[row]
+    delay_recount(d)
 
 
 cdef inline void delay_close_block(Delay* d, double x) noexcept nogil:
     """A second of send time is over: lay the line again below all minima of the last minute."""
     cdef int row
     cdef double y
+    d.tilted = False
     if d.blocks >= SLOPE_BLOCKS:
         delay_fit(d)
+    elif not isnan(d.known):
+        delay_tilt(d, d.known)
     d.base_x = x
     d.base_y = d.block_y[0] + d.slope * (x - d.block_x[0])
     for row in range(1, d.blocks):
         y = d.block_y[row] + d.slope * (x - d.block_x[row])
         d.base_y = min(d.base_y, y)
+    if d.tilted and d.logged >= ENOUGH:
+        delay_retell(d)
     if d.shift_since < 0.0:
         d.typical = 0.0
         for row in range(d.blocks):
@@ -310,11 +337,32 @@ cdef inline void delay_watch(Delay* d, double x, double residual, double arrival
         delay_rebase(d, d.shift_low)
 
 
+cdef inline double delay_floor(const Delay* d, double x) noexcept nogil:
+    """Above the base line, what is left at the start of a share of the start delay, counted from
+    the first packet: the first ones say nothing of rare ones, nor how fast the fastest are."""
+    cdef double passed = x - d.settling, rise = delay_base(d, x) - d.settling_base
+    if not isnan(d.known):
+        rise -= d.known * passed
+    return min(d.start_share * d.start * (1.0 - passed / d.settle) - rise, 2.0 * d.start)
+
+
+cdef inline void delay_settle(Delay* d, double x) noexcept nogil:
+    """Come down no faster than the playout may follow. ``settling``: since when; -2 finished."""
+    cdef double floor
+    if d.settling == -2.0:
+        return
+    floor = delay_floor(d, x)
+    if floor <= d.quantile or x - d.settling > 2.0 * d.settle:
+        d.settling = -2.0
+    else:
+        d.quantile = floor
+
+
 cdef inline void delay_update(
     Delay* d, int64_t send_ns, int64_t arrival_ns, bint missed
 ) noexcept nogil:
     """One packet arrived; ``missed``: after the moment of its playout."""
-    cdef double x, y, arrival, gap, residual, share, limit, floor
+    cdef double x, y, arrival, gap, residual, share, limit
     cdef bint frozen
     if d.packets == 0:
         d.origin_send = send_ns
@@ -334,18 +382,20 @@ cdef inline void delay_update(
         frozen = gap < 250.0 * delay_ms() and residual > d.quantile
         d.released = frozen
     if not frozen:
-        delay_record(d, x, residual)
+        delay_record(d, x, y, residual)
     limit = d.late * 6_000.0
     if not frozen or d.packets > LOGGED:  # a first freeze says little of the rest
         d.surplus += (1.0 if missed else 0.0) - d.late
         d.surplus = min(max(d.surplus, -limit), limit)
+    if d.settling == -1.0:
+        d.settling = x
+        d.settling_base = delay_base(d, x)
     if d.packets < WARM_UP:
+        d.quantile = max(d.start, delay_floor(d, x))
         return
     share = min(max(1.0 - d.surplus / limit, 0.3), 1.5)
     d.quantile = delay_quantile(d, d.late * share)
-    if d.packets < SETTLED:
-        floor = 0.5 * d.start * (1.0 - d.packets / <double>SETTLED)
-        d.quantile = max(d.quantile, floor)
+    delay_settle(d, x)
 
 
 cdef inline void delay_relearn(Delay* d) noexcept nogil:
@@ -360,6 +410,7 @@ cdef inline void delay_relearn(Delay* d) noexcept nogil:
     d.shift_since = -1.0
     d.fast = d.typical = d.surplus = 0.0
     d.quantile = d.start
+    d.settling = -1.0
     d.packets = 1
 
 

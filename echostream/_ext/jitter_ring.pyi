@@ -12,6 +12,7 @@ OVERFLOW: int
 
 @final
 class JitterRing:
+    known_drift_ppm: float
     def __init__(
         self,
         sample_rate: int,
@@ -30,6 +31,8 @@ class JitterRing:
         lower_rate: float,
         hold_ns: int,
         max_pull: int,
+        start_share: float = 0.5,
+        settle_s: float = 2.0,
     ) -> None: ...
     def push(
         self,
@@ -78,6 +81,8 @@ class JitterRing:
     def target_ns(self) -> int: ...
     @property
     def wanted_ns(self) -> int: ...
+    @property
+    def drift_ppm(self) -> float: ...
     @property
     def consumer_ns(self) -> int: ...
     def counters(self) -> tuple[int, ...]: ...

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from echostream.media.playout import Playout
+    from echostream.media.sync_playout import SyncPlayout
 
 __all__ = [
     "AudioFileError",
@@ -121,7 +122,7 @@ class _Microphone:
         return self._frames.popleft()
 
 
-async def play(playout: Playout, *, device: int | str | None = None) -> None:
+async def play(playout: Playout | SyncPlayout, *, device: int | str | None = None) -> None:
     """Let a loudspeaker pull from ``playout`` until its stream has ended; cancelling stops at once.
 
     The sound card's own thread pulls, at the time at which it says that the samples are heard.
@@ -131,13 +132,14 @@ async def play(playout: Playout, *, device: int | str | None = None) -> None:
     loop = asyncio.get_running_loop()
     finished = asyncio.Event()
     failures: list[BaseException] = []
+    now_ns = getattr(playout, "now", time.monotonic_ns)  # a group's may have a clock of its own
 
     def fill(out: NDArray[Any], frames: int, clock: Any, status: Any) -> None:
         ahead = clock.outputBufferDacTime - clock.currentTime
         if not 0 <= ahead < 1:  # some drivers do not know
             ahead = 0.0
         try:
-            real = playout.pull_into(out, time.monotonic_ns() + int(ahead * SECOND))
+            real = playout.pull_into(out, now_ns() + int(ahead * SECOND))
         except BaseException as exc:
             out[:] = 0
             failures.append(exc)

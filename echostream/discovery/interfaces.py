@@ -49,6 +49,8 @@ def multicast_interfaces() -> list[str | int]:
 
 def open_multicast(interfaces: list[str] | None) -> AsyncZeroconf:
     """The multicast sockets on these addresses, by default on all. ``DiscoveryError`` without."""
+    if interfaces == ["::1"]:
+        raise DiscoveryError("::1 carries no multicast: bind the server to 127.0.0.1, or to [::]")
     try:
         chosen = multicast_interfaces() if interfaces is None else list(interfaces)
         return AsyncZeroconf(interfaces=chosen)

@@ -38,32 +38,32 @@ class Concealer:
     time.
     """
 
-    __slots__ = ("_kernel",)
+    __slots__ = ("kernel",)
 
     def __init__(
         self, format: AudioFormat, profile: Literal["voice", "music", "sync"] = "voice"
     ) -> None:
         if profile not in ("voice", "music", "sync"):
             raise ConfigurationError(f'profile is {profile!r}; give "voice", "music" or "sync"')
-        self._kernel = Extrapolator(format.sample_rate, format.channels, profile == "voice")
+        self.kernel = Extrapolator(format.sample_rate, format.channels, profile == "voice")
 
     @property
     def concealing(self) -> bool:
         """Whether the last block was concealed."""
-        return self._kernel.concealing
+        return self.kernel.concealing
 
     @property
     def gain(self) -> float:
         """Level of the concealment that would come next, 1.0 to 0.0; 1.0 outside a gap."""
-        return self._kernel.gain
+        return self.kernel.gain
 
     def heard(self, samples: NDArray[np.float32]) -> None:
         """Remember a block that is played as it is."""
-        self._kernel.heard(samples)
+        self.kernel.heard(samples)
 
     def conceal(self, out: NDArray[np.float32]) -> None:
         """Fill ``out`` with what might have been there."""
-        self._kernel.conceal(out)
+        self.kernel.conceal(out)
 
     def merge(self, samples: NDArray[np.float32]) -> None:
         """Blend the first 5 ms of ``samples``, in place, with the end of the concealment.
@@ -71,4 +71,4 @@ class Concealer:
         The samples keep their time. The concealment is bent by up to 3.75 ms (voice) so that the
         two meet in phase. Outside a gap it is the same as :meth:`heard`.
         """
-        self._kernel.merge(samples)
+        self.kernel.merge(samples)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from echostream.errors import ConfigurationError, ProtocolError
 from echostream.media.codec import Codec, CodecStatistics, Decoder
 from echostream.media.frame import AudioFormat, AudioFrame
-from echostream.media.playout import SECOND, Playout, PlayoutStatistics
+from echostream.media.playout import Playout, PlayoutStatistics
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from echostream._ext.jitter_ring import JitterRing
 
 __all__ = ["CodecPlayout"]
+
+SECOND = 1_000_000_000
 
 ROOM: Final = 512
 """Packets that may wait to be taken in; nobody pulls when there are more."""

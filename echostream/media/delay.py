@@ -21,7 +21,8 @@ RECENT = 8
 LOGGED = 1024
 MEMORY = 10_000
 WARM_UP = 5
-SETTLED = 100
+ENOUGH = 100
+UNSET, FINISHED = -1.0, -2.0
 MAX_SLOPE = 0.003
 FEEDBACK = 6_000.0
 
@@ -30,20 +31,31 @@ class DelayEstimator:
     """The estimator by itself; see :class:`echostream._ext.delay_estimator.DelayEstimator`."""
 
     def __init__(
-        self, late: float, start_ns: float, minimum_ns: float = 0.0, maximum_ns: float = 10e9
+        self,
+        late: float,
+        start_ns: float,
+        minimum_ns: float = 0.0,
+        maximum_ns: float = 10e9,
+        start_share: float = 0.5,
+        settle_s: float = 2.0,
     ) -> None:
         if not 0.0 < late < 1.0:
             raise ValueError(f"late is a share between 0 and 1, not {late}")
         if not 0.0 <= minimum_ns <= maximum_ns:
             raise ValueError(f"minimum_ns ({minimum_ns}) must be from 0 to maximum_ns")
+        if not (0.0 <= start_share <= 1.0 and settle_s > 0.0):
+            raise ValueError("start_share is from 0 to 1, settle_s above 0")
         self._late = late
         self._start = start_ns
         self._minimum = minimum_ns
         self._maximum = maximum_ns
+        self._start_share, self._settle_ns = start_share, settle_s * 1e9
+        self._known = math.nan
         self.restart()
 
     def restart(self) -> None:
         self.packets = 0
+        self._tilted = False
         self._origin_send = self._origin_delay = 0
         self._last_arrival = 0.0
         self._released = False
@@ -57,8 +69,9 @@ class DelayEstimator:
         self._increment = 1.0
         self._total = self._above = self._surplus = 0.0
         self._quantile = self._start
+        self._settling, self._settling_base = UNSET, 0.0
         self._cursor = 0
-        self._log: deque[tuple[float, int, float]] = deque(maxlen=LOGGED)
+        self._log: deque[tuple[float, float, int, float]] = deque(maxlen=LOGGED)
 
     def relearn(self) -> None:
         """The base line stays, what lies above it is unknown again."""
@@ -71,6 +84,7 @@ class DelayEstimator:
         self._recent.clear()
         self._shift_since = -1.0
         self._quantile = self._start
+        self._settling = UNSET
         self.packets = 1
 
     @property
@@ -81,6 +95,10 @@ class DelayEstimator:
             spread = min(max(spread, self._minimum), self._maximum)
             wanted = max(wanted, self._shift_low + spread)
         return round(wanted)
+
+    def know(self, skew_ppm: float) -> None:
+        slope = skew_ppm * 1e-6
+        self._known = slope if math.isnan(slope) else min(max(slope, -MAX_SLOPE), MAX_SLOPE)
 
     @property
     def skew_ppm(self) -> float:
@@ -112,35 +130,53 @@ class DelayEstimator:
             frozen = gap < 250.0 * MS and residual > self._quantile
             self._released = frozen
         if not frozen:
-            self._record(x, residual)
+            self._record(x, y, residual)
         limit = self._late * FEEDBACK
         if not frozen or self.packets > LOGGED:  # a first freeze says little of the rest
             self._surplus += (1.0 if missed else 0.0) - self._late
             self._surplus = min(max(self._surplus, -limit), limit)
+        if self._settling == UNSET:
+            self._settling, self._settling_base = x, self._base(x)
         if self.packets < WARM_UP:
+            self._quantile = max(self._start, self._floor(x))
             return
         share = min(max(1.0 - self._surplus / limit, 0.3), 1.5)
         self._quantile = self._quantile_at(self._late * share)
-        if self.packets < SETTLED:
-            floor = 0.5 * self._start * (1.0 - self.packets / SETTLED)
-            self._quantile = max(self._quantile, floor)
+        self._settle(x)
+
+    def _settle(self, x: float) -> None:
+        if self._settling == FINISHED:
+            return
+        floor = self._floor(x)
+        if floor <= self._quantile or x - self._settling > 2.0 * self._settle_ns:
+            self._settling = FINISHED
+        else:
+            self._quantile = floor
+
+    def _floor(self, x: float) -> float:
+        passed = x - self._settling
+        rise = self._base(x) - self._settling_base
+        if not math.isnan(self._known):
+            rise -= self._known * passed
+        floor = self._start_share * self._start * (1.0 - passed / self._settle_ns) - rise
+        return min(floor, 2.0 * self._start)
 
     # -- distribution
 
-    def _record(self, x: float, residual: float) -> None:
+    def _record(self, x: float, y: float, residual: float) -> None:
         bucket = _bucket(residual)
         self._weights[bucket] += self._increment
         self._total += self._increment
         if bucket > self._cursor:
             self._above += self._increment
-        self._log.append((x, bucket, self._increment))
+        self._log.append((x, y, bucket, self._increment))
         if self.packets > MEMORY:
             self._increment *= 1.0 + 1.0 / MEMORY
         if self._increment > 1e9:
             scale = 1.0 / self._increment
             self._weights = [weight * scale for weight in self._weights]
-            for row, (at, logged, weight) in enumerate(self._log):
-                self._log[row] = (at, logged, weight * scale)
+            for row, (at, y, logged, weight) in enumerate(self._log):
+                self._log[row] = (at, y, logged, weight * scale)
             self._increment = 1.0
             self._recount()
 
@@ -196,33 +232,51 @@ class DelayEstimator:
         return residual
 
     def _close_block(self, x: float) -> None:
+        self._tilted = False
         if len(self._blocks) >= SLOPE_BLOCKS:
             self._fit()
+        elif not math.isnan(self._known):
+            self._tilt(self._known)
         self._base_x = x
         self._base_y = min(by + self._slope * (x - bx) for bx, by in self._blocks)
+        if self._tilted and len(self._log) >= ENOUGH:
+            self._retell()
         if self._shift_since < 0.0:
             self._typical = max(0.0, *(by - self._base(bx) for bx, by in self._blocks))
         if len(self._blocks) == BLOCKS:
             del self._blocks[0]
 
     def _fit(self) -> None:
-        hull: list[tuple[float, float]] = []
+        count = len(self._blocks)
+        middle = mean = 0.0
         for x, y in self._blocks:
-            while len(hull) >= 2:
-                (ax, ay), (bx, by) = hull[-2], hull[-1]
-                if (by - ay) * (x - ax) < (y - ay) * (bx - ax):
-                    break
-                hull.pop()
-            hull.append((x, y))
-        middle = sum(x for x, _ in self._blocks) / len(self._blocks)
-        row = 1
-        while row < len(hull) - 1 and hull[row][0] < middle:
-            row += 1
-        (ax, ay), (bx, by) = hull[row - 1], hull[row]
-        slope = min(max((by - ay) / (bx - ax), -MAX_SLOPE), MAX_SLOPE)
-        over = max(0.0, *(y - ay - slope * (x - ax) for x, y in self._blocks))
+            middle += x / count
+            mean += y / count
+        spread = slope = over = 0.0
+        for x, y in self._blocks:
+            spread += (x - middle) * (x - middle)
+            slope += (x - middle) * (y - mean)
+        slope /= spread
+        for x, y in self._blocks:
+            over = max(over, abs(y - mean - slope * (x - middle)))
         span = self._blocks[-1][0] - self._blocks[0][0]
-        self._slope = slope if abs(slope) * span > 2.0 * over else 0.0
+        known = 0.0 if math.isnan(self._known) else self._known
+        plain = abs(slope) <= MAX_SLOPE and abs(slope - known) * span > 2.0 * over
+        self._tilt(slope if plain else known)
+
+    def _tilt(self, slope: float) -> None:
+        span = self._blocks[-1][0] - self._blocks[0][0]
+        self._tilted = abs(slope - self._slope) * span > 0.1 * self._quantile
+        self._slope = slope
+
+    def _retell(self) -> None:
+        """The line lies differently: count the logged packets from it, and nothing older."""
+        self._weights = [0.0] * BUCKETS
+        for row, (x, y, _, weight) in enumerate(self._log):
+            bucket = _bucket(max(y - self._base(x), 0.0))
+            self._log[row] = (x, y, bucket, weight)
+            self._weights[bucket] += weight
+        self._recount()
 
     # -- level changes
 
@@ -251,7 +305,7 @@ class DelayEstimator:
     def _rebase(self, rise: float) -> None:
         self._blocks = [block for block in self._blocks if block[0] >= self._shift_since]
         self._base_y += rise
-        for x, bucket, weight in self._log:
+        for x, _, bucket, weight in self._log:
             if x >= self._shift_since:
                 self._weights[bucket] -= weight
                 self._weights[_bucket(max(_upper(bucket) - rise, 0.0))] += weight

@@ -28,16 +28,19 @@ __all__ = ["PROFILES", "JitterBuffer", "JitterStatistics", "Profile"]
 class Profile:
     """How fast the playout point may move while audio is played, in seconds per second.
 
-    It moves freely while nothing is there to be played.
+    It moves freely while nothing is there to be played. At the start the target comes down from
+    ``start_share`` of the start delay in ``settle_s``, as the playout is able to follow.
     """
 
     raise_rate: float
     lower_rate: float
+    start_share: float
+    settle_s: float
 
 
 PROFILES: Final[dict[str, Profile]] = {
-    "voice": Profile(raise_rate=0.1, lower_rate=0.06),
-    "music": Profile(raise_rate=0.005, lower_rate=0.005),
+    "voice": Profile(raise_rate=0.1, lower_rate=0.06, start_share=0.5, settle_s=2.0),
+    "music": Profile(raise_rate=0.005, lower_rate=0.005, start_share=1.0, settle_s=24.0),
 }
 """``voice`` leans on time-stretching; ``music`` stays within half a percent of the pitch."""
 
@@ -196,6 +199,8 @@ class JitterBuffer:
             lower_rate=PROFILES[profile].lower_rate,
             hold_ns=min(int(hold_ms * 1e6), 2**62) if hold_ms < 1e12 else 2**62,
             max_pull=int(250 * per_ms),
+            start_share=PROFILES[profile].start_share,
+            settle_s=PROFILES[profile].settle_s,
         )
         self.push = ring.push
         self.push_many = ring.push_many

@@ -6,6 +6,7 @@ lock instead of atomics. What things mean is told in ``ext/jitter_ring.pyx``.
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
@@ -83,6 +84,8 @@ class JitterRing:
         lower_rate: float,
         hold_ns: int,
         max_pull: int,
+        start_share: float = 0.5,
+        settle_s: float = 2.0,
     ) -> None:
         for name, value in (("capacity", capacity), ("ring_frames", ring_frames)):
             if value < 64 or value & (value - 1):
@@ -101,9 +104,10 @@ class JitterRing:
         self._max_delay_ns = int(maximum_ns)
         self._hold_ns = hold_ns
         self._max_pull = max_pull
-        self._delay = DelayEstimator(late, start_ns, minimum_ns, maximum_ns)
+        self._delay = DelayEstimator(late, start_ns, minimum_ns, maximum_ns, start_share, settle_s)
         self._control = PlayoutControl(raise_rate, lower_rate)
         self._n = dict.fromkeys(COUNTERS, 0)
+        self.known_drift_ppm = math.nan
         # producer
         self._tags = [0] * capacity
         self._waiting: dict[int, tuple[int, NDArray[np.float32], bool, int]] = {}
@@ -258,6 +262,7 @@ class JitterRing:
         self._waiting[slot] = (at, frames, silence, self._flushes)
         send = to_ns(at, self._rate)
         missed = self._deadline is not None and arrival - send > self._deadline
+        self._delay.know(-self.known_drift_ppm)
         self._delay.update(send, arrival, missed)
         self._wanted = self._delay.wanted_ns
         self._target = self._delay.target_ns(send)
@@ -608,6 +613,10 @@ class JitterRing:
     @property
     def wanted_ns(self) -> int:
         return self._wanted
+
+    @property
+    def drift_ppm(self) -> float:
+        return -self._delay.skew_ppm
 
     @property
     def consumer_ns(self) -> int:

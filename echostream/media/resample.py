@@ -42,7 +42,7 @@ class Resampler:
     thread at a time. Raises :class:`ConfigurationError` for rates more than 16 times apart.
     """
 
-    __slots__ = ("_kernel", "_nominal", "_ratio", "lookahead")
+    __slots__ = ("_nominal", "_ratio", "kernel", "lookahead")
 
     lookahead: int
     """Input frames beyond an output frame's position that must be there before it comes out."""
@@ -61,7 +61,7 @@ class Resampler:
         self.lookahead = table.shape[2] // 2
         self._nominal = from_rate / to_rate
         self._ratio = 1.0
-        self._kernel = Polyphase(table, channels, round(self._nominal * ONE))
+        self.kernel = Polyphase(table, channels, round(self._nominal * ONE))
 
     @property
     def ratio(self) -> float:
@@ -73,16 +73,16 @@ class Resampler:
         if not abs(value - 1.0) <= MAX_ADJUSTMENT:
             raise ValueError(f"ratio must be within 1 +- {MAX_ADJUSTMENT}")
         self._ratio = value
-        self._kernel.step = round(self._nominal * value * ONE)
+        self.kernel.step = round(self._nominal * value * ONE)
 
     @property
     def pending(self) -> float:
         """Input frames taken in and not yet passed by the output's position."""
-        return self._kernel.pending
+        return self.kernel.pending
 
     def needed(self, frames: int) -> int:
         """Input frames that ``frames`` more output frames ask for, at the present ratio."""
-        return self._kernel.needed(frames)
+        return self.kernel.needed(frames)
 
     def process(self, source: NDArray[np.float32], out: NDArray[np.float32]) -> tuple[int, int]:
         """Fill ``out`` from ``source``, both ``(frames, channels)``; ``(consumed, produced)``.
@@ -90,11 +90,11 @@ class Resampler:
         Takes in no more than ``out`` asks for: with ``needed(len(out))`` frames at hand, all
         are consumed and ``out`` is full. Give again what was not consumed.
         """
-        return self._kernel.process(source, out)
+        return self.kernel.process(source, out)
 
     def reset(self) -> None:
         """Forget the past; the ratio stays."""
-        self._kernel.reset()
+        self.kernel.reset()
 
 
 @lru_cache(maxsize=32)

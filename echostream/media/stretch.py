@@ -31,7 +31,7 @@ class Stretcher:
     they are. Nothing is kept between calls and no array is allocated. One thread at a time.
     """
 
-    __slots__ = ("_kernel", "max_change", "min_frames")
+    __slots__ = ("kernel", "max_change", "min_frames")
 
     min_frames: int
     """A shorter block is never changed."""
@@ -43,7 +43,7 @@ class Stretcher:
             raise ConfigurationError("silence_dbfs must be below 0 (full scale), usually -50")
         self.max_change = format.sample_rate * 15 // 1000
         self.min_frames = 2 * self.max_change
-        self._kernel = Wsola(format.sample_rate, format.channels, 10.0 ** (silence_dbfs / 10.0))
+        self.kernel = Wsola(format.sample_rate, format.channels, 10.0 ** (silence_dbfs / 10.0))
 
     def accelerate(
         self, block: NDArray[np.float32], out: NDArray[np.float32], *, fast: bool = False
@@ -54,7 +54,7 @@ class Stretcher:
         several periods at once and is content with a correlation of 0.5 instead of 0.9.
         """
         threshold = FAST_THRESHOLD if fast else NORMAL_THRESHOLD
-        return self._kernel.process(block, out, False, threshold, fast)
+        return self.kernel.process(block, out, False, threshold, fast)
 
     def expand(self, block: NDArray[np.float32], out: NDArray[np.float32]) -> tuple[int, float]:
         """Write ``block`` to ``out`` with one period repeated; ``(frames inserted, correlation)``.
@@ -62,7 +62,7 @@ class Stretcher:
         The result is the first ``len(block) + inserted`` frames of ``out``, which must hold
         ``len(block) + max_change``.
         """
-        return self._kernel.process(block, out, True, NORMAL_THRESHOLD, False)
+        return self.kernel.process(block, out, True, NORMAL_THRESHOLD, False)
 
 
 class PyWsola:

@@ -46,6 +46,8 @@ FADE_MS = 5
 RING_S = 4.0
 """Beyond the playout delay: how far ahead of its time a packet may come."""
 PACKETS = 4096
+WAIT_S = 5
+"""How long a stream that has ended waits for a clock that is not known yet."""
 RECENT_NS = 5 * SECOND
 
 
@@ -157,6 +159,7 @@ class SyncPlayout:
         self._quiet_from: int | None = None  # after it the sender is silent
         self._playing = self._sounding = False
         self._span = 0
+        self._waited = 0
         self._drift = 0.0
         self._hushed = 0  # frames of silence since the last sound
         self._error_ns = 0
@@ -401,8 +404,10 @@ class SyncPlayout:
         """Output frames from number ``count`` on: how many were made; 0 at the end."""
         ring = self._ring
         if self._fresh or not (self._playing or self._clock.synchronized):
-            if self._over:
-                return 0
+            if self._over:  # what is there may still wait for the clock
+                self._waited += asked
+                if self._fresh or self._waited > WAIT_S * self._rate:
+                    return 0
             self._made[:asked] = 0.0
             return asked
         start = self._due_at(count)

@@ -12,12 +12,18 @@ from echostream.protocol.hello import Hello
 
 __all__ = [
     "CallCancelled",
+    "CallOpened",
+    "CallStreamEnded",
     "ClockReceived",
+    "CreditReceived",
     "ErrorReceived",
+    "EventAcknowledged",
     "EventReceived",
     "EventSkipped",
     "GoAwayReceived",
     "HelloReceived",
+    "ItemReceived",
+    "ItemRefused",
     "MediaReceived",
     "ProtocolEvent",
     "ProtocolViolation",
@@ -51,6 +57,51 @@ class RequestReceived(NamedTuple):
     idempotent: bool
 
 
+class CallOpened(NamedTuple):
+    """The peer makes a streaming call, on a bidirectional QUIC stream of its own: with ``more``
+    items follow, with ``credit`` (-1 for none) it takes so many items back."""
+
+    call_id: int
+    method: str
+    payload: bytes
+    metadata: bytes | None
+    timeout_us: int
+    priority: int
+    idempotent: bool
+    more: bool
+    credit: int
+    stream_id: int
+
+
+class ItemReceived(NamedTuple):
+    """One item of a streaming call of either side; the last one (``end``) may be empty."""
+
+    call_id: int
+    payload: bytes
+    end: bool
+
+
+class ItemRefused(NamedTuple):
+    """An item was larger than the limit; nothing more is taken from its QUIC stream."""
+
+    call_id: int
+    message: str
+
+
+class CreditReceived(NamedTuple):
+    """The peer takes ``credit`` items more."""
+
+    call_id: int
+    credit: int
+
+
+class CallStreamEnded(NamedTuple):
+    """The peer's half of a streaming call's QUIC stream is over; ``code`` of its reset, or -1."""
+
+    call_id: int
+    code: int
+
+
 class ResponseReceived(NamedTuple):
     """The result of a call of ours."""
 
@@ -69,6 +120,7 @@ class ErrorReceived(NamedTuple):
     details: bytes
     stream: bool
     unserved: bool = False
+    metadata: bytes | None = None
 
 
 class CallCancelled(NamedTuple):
@@ -79,19 +131,30 @@ class CallCancelled(NamedTuple):
 
 class EventReceived(NamedTuple):
     """The peer tells something. ``number`` is 0 for one that came in a DATAGRAM; ``stream_id``
-    is -1 then, else what :meth:`Inbox.pause` takes."""
+    is -1 then, else what :meth:`Inbox.pause` takes. ``ack``: it wants to know what came of it."""
 
     number: int
     name: str
     payload: bytes
     metadata: bytes | None
     stream_id: int
+    ack: bool = False
+
+
+class EventAcknowledged(NamedTuple):
+    """What came of an event of ours."""
+
+    number: int
+    status: int
 
 
 class EventSkipped(NamedTuple):
-    """An event will not be delivered: it was too large, or too old."""
+    """An event will not be delivered: it was too large, too old, or had come before. ``ack``: its
+    sender wants to know, and is to be told ``status``."""
 
     number: int
+    ack: bool
+    status: int
 
 
 class ResumeReceived(NamedTuple):
@@ -191,12 +254,18 @@ class ProtocolViolation(NamedTuple):
 ProtocolEvent: TypeAlias = (
     HelloReceived
     | RequestReceived
+    | CallOpened
+    | ItemReceived
+    | ItemRefused
+    | CreditReceived
+    | CallStreamEnded
     | ResponseReceived
     | ErrorReceived
     | CallCancelled
     | EventReceived
     | EventSkipped
     | ResumeReceived
+    | EventAcknowledged
     | StreamOpened
     | StreamAccepted
     | StreamEnded

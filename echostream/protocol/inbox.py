@@ -25,6 +25,8 @@ from echostream.protocol.ordering import EventOrder
 __all__ = ["Inbox"]
 
 FIELDS_ALLOWANCE = 32 * 1024
+_SHAPE = frames.END | frames.NUMBER
+"""Of a REQUEST: END alone is a unary call."""
 DATAGRAM_BACKLOG = 2048
 """Events that wait to be taken above which DATAGRAMs are dropped: they have no flow control."""
 
@@ -34,9 +36,11 @@ class _Incoming:
 
     __slots__ = (
         "alias",
+        "call",
         "ended",
         "fin",
         "held",
+        "items",
         "lent",
         "owed",
         "parser",
@@ -50,6 +54,8 @@ class _Incoming:
         self.stream_id = stream_id
         self.parser = FrameParser(max_length)
         self.alias = -1
+        self.call = -1
+        self.items = 0
         self.progress = Progress(stall)
         self.held = 0
         self.owed = 0
@@ -102,7 +108,10 @@ class Inbox:
             frames.RESPONSE: self._on_response,
             frames.ERROR: self._on_error,
             frames.CANCEL: self._on_cancel,
+            frames.ITEM: self._on_item,
+            frames.CREDIT: self._on_credit,
             frames.EVENT: self._on_event,
+            frames.EVENT_ACK: self._on_event_ack,
             frames.STREAM_OPEN: self._on_stream_open,
             frames.STREAM_ACCEPT: self._on_stream_accept,
             frames.STREAM_END: self._on_stream_end,
@@ -146,11 +155,11 @@ class Inbox:
         deferred, self._deferred = self._deferred or [], None
         for event, predecessor, stale in deferred:
             if stale:
-                self._skip(event.number)
+                self._skip(event.number, event.ack, Status.DEADLINE_EXCEEDED)
             elif (ready := self._order.accept(event, predecessor)) is not None:
                 self._events.extend(ready)
             else:
-                self.repeated_events += 1
+                self._repeated(event)
             self.resume(event.stream_id)
 
     def receive_stream(self, stream_id: int, data: bytes, fin: bool) -> None:
@@ -182,6 +191,9 @@ class Inbox:
             self._drop(incoming)
             if incoming.alias >= 0 and not stopped and code != Reset.FLUSHED:
                 self._events.append(ev.StreamAborted(incoming.alias, code, ""))
+            self._stream_over(incoming, code)
+        else:
+            self._close_half(stream_id)
 
     def receive_datagram(self, data: bytes) -> None:
         """One DATAGRAM: media packets, events with ``delivery="realtime"``, clock frames that share
@@ -243,6 +255,22 @@ class Inbox:
                 if incoming.fin:
                     del self._incoming[incoming.stream_id]
 
+    def expect(self, stream_id: int, call_id: int) -> None:
+        """A bidirectional stream of ours will bring the answer to a streaming call."""
+        incoming = _Incoming(stream_id, self._max_length, self._stall)
+        incoming.call = call_id
+        self._incoming[stream_id] = incoming
+
+    def discard(self, stream_id: int) -> None:
+        """Take the rest of a streaming call's stream without reading it."""
+        incoming = self._incoming.get(stream_id)
+        if incoming is None or incoming.ended:
+            return
+        self._drop(incoming)
+        if incoming.fin and not incoming.queued:
+            incoming.queued = True
+            self._ready.append(incoming)
+
     def next_event(self) -> ev.ProtocolEvent | None:
         """The next event, or ``None`` when nothing more can be taken out now."""
         if self._events:
@@ -286,10 +314,10 @@ class Inbox:
         incoming.queued = False
         if incoming.ended:
             self._give_credit(incoming)
-            if incoming.fin:
-                self._incoming.pop(incoming.stream_id, None)
-        elif incoming.alias >= 0 and incoming.owed > incoming.lent:
-            # A paused media stream: its own window stops it, and must not stop all others.
+            if incoming.fin and self._incoming.pop(incoming.stream_id, None) is not None:
+                self._stream_over(incoming, -1)
+        elif (incoming.alias >= 0 or incoming.call >= 0) and incoming.owed > incoming.lent:
+            # A paused stream of media or items: its own window stops it, and must not stop others.
             self._carrier.lend(incoming.stream_id, incoming.owed - incoming.lent)
             incoming.lent = incoming.owed
         return None
@@ -323,6 +351,8 @@ class Inbox:
             self._events.append(
                 ev.StreamAborted(incoming.alias, code, "stopped here inside a packet")
             )
+        elif incoming.call >= 0:
+            self._events.append(ev.ItemRefused(incoming.call, "an item did not come to its end"))
 
     def _exhausted(self, incoming: _Incoming) -> None:
         self._ready.popleft()
@@ -345,6 +375,19 @@ class Inbox:
             self._events.append(
                 ev.StreamAborted(incoming.alias, Reset.CANCELLED, "ended without STREAM_END")
             )
+        self._stream_over(incoming, -1)
+
+    def _stream_over(self, incoming: _Incoming, code: int) -> None:
+        if incoming.call >= 0:
+            self._events.append(ev.CallStreamEnded(incoming.call, code))
+        else:
+            self._close_half(incoming.stream_id)
+
+    def _close_half(self, stream_id: int) -> None:
+        """End our half of a bidirectional stream of the peer that carried no streaming call, or
+        was reset before that could be seen."""
+        if stream_id & 3 == self._peer_parity:
+            self._carrier.send_stream(stream_id, b"", True)
 
     def _give_credit(self, incoming: _Incoming) -> None:
         if incoming.owed:
@@ -387,11 +430,8 @@ class Inbox:
             raise ProtocolError(f"REQUEST with call id {p.id}, which is not the peer's to choose")
         if not p.name:
             raise ProtocolError(f"REQUEST {p.id} without a name")
-        if not p.flags & frames.END:
-            self._refuse(
-                p.id, Status.UNIMPLEMENTED, "a call with a stream of arguments is not served here"
-            )
-            return None
+        if p.flags & _SHAPE != frames.END:
+            return self._on_open_call(p, incoming)
         return ev.RequestReceived(
             p.id,
             p.name,
@@ -402,6 +442,34 @@ class Inbox:
             bool(p.flags & frames.MARK),
         )
 
+    def _on_open_call(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        if incoming.stream_id & 3 != self._peer_parity or incoming.call >= 0:
+            raise ProtocolError(f"streaming call {p.id} without a bidirectional stream of its own")
+        incoming.call = p.id
+        return ev.CallOpened(
+            p.id,
+            p.name or "",
+            p.payload_bytes(),
+            p.metadata,
+            p.time_us,
+            p.priority,
+            bool(p.flags & frames.MARK),
+            not p.flags & frames.END,
+            p.number,
+            incoming.stream_id,
+        )
+
+    def _on_item(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        if p.id != incoming.call:
+            raise ProtocolError(f"ITEM of call {p.id} on a stream that is not its own")
+        if p.number != incoming.items:
+            raise ProtocolError(f"ITEM {p.number} of call {p.id}, {incoming.items} was next")
+        incoming.items += 1
+        return ev.ItemReceived(p.id, p.payload_bytes(), bool(p.flags & frames.END))
+
+    def _on_credit(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        return ev.CreditReceived(p.id, max(p.number, 0))
+
     def _on_response(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         return ev.ResponseReceived(p.id, p.payload_bytes(), p.metadata)
 
@@ -409,7 +477,9 @@ class Inbox:
         status = p.number if p.number > 0 else Status.UNKNOWN
         stream = bool(p.flags & frames.MARK)
         unserved = p.time_us >= 0 and not stream
-        return ev.ErrorReceived(p.id, status, p.name or "", p.payload_bytes(), stream, unserved)
+        return ev.ErrorReceived(
+            p.id, status, p.name or "", p.payload_bytes(), stream, unserved, p.metadata
+        )
 
     def _on_cancel(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         return ev.CallCancelled(p.id)
@@ -417,26 +487,39 @@ class Inbox:
     def _on_event(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent | None:
         if not p.name or not p.id:
             raise ProtocolError("EVENT without a name or number on a stream")
-        event = ev.EventReceived(p.id, p.name, p.payload_bytes(), p.metadata, incoming.stream_id)
+        event = ev.EventReceived(
+            p.id,
+            p.name,
+            p.payload_bytes(),
+            p.metadata,
+            incoming.stream_id,
+            p.flags & frames.MARK != 0,
+        )
         if self._deferred is not None:
             self._deferred.append((event, p.number, p.time_us == 0))
             incoming.paused = True
             return None
         if p.time_us == 0:
-            self._skip(p.id)
+            self._skip(p.id, event.ack, Status.DEADLINE_EXCEEDED)
             return None
         ready = self._order.accept(event, p.number)
         if ready is None:
-            self.repeated_events += 1
+            self._repeated(event)
             return None
         if len(ready) == 1:
             return ready[0]
         self._events.extend(ready)
         return None  # the caller looks into _events
 
-    def _skip(self, number: int) -> None:
-        self._events.append(ev.EventSkipped(number))
+    def _skip(self, number: int, ack: bool, status: Status) -> None:
+        self._events.append(ev.EventSkipped(number, ack, status))
         self._events.extend(self._order.skip(number))
+
+    def _repeated(self, event: ev.EventReceived) -> None:
+        """An event came that was handled before; what came of it is not known any more."""
+        self.repeated_events += 1
+        if event.ack:
+            self._events.append(ev.EventSkipped(event.number, True, Status.UNAVAILABLE))
 
     def _on_resume(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         if incoming.stream_id != self._control_id:
@@ -447,6 +530,9 @@ class Inbox:
             if not isinstance(ranges, list) or not all(type(n) is int and n > 0 for n in ranges):
                 raise ProtocolError("RESUME carries a list of event numbers")
         return ev.ResumeReceived(p.id, ranges, max(p.number, 0), bool(p.flags & frames.MARK))
+
+    def _on_event_ack(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        return ev.EventAcknowledged(p.id, max(p.number, 0))
 
     def _on_stream_open(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         if p.id & 1 != self._peer_parity:
@@ -522,7 +608,7 @@ class Inbox:
         elif p.type == frames.EVENT:
             if self._deferred is not None:
                 raise ProtocolError("an event above the limit message_size before RESUME")
-            self._skip(p.id)
+            self._skip(p.id, p.flags & frames.MARK != 0, Status.RESOURCE_EXHAUSTED)
         elif p.type == frames.MEDIA and p.id == incoming.alias:
             self.stop(p.id, Reset.TOO_LARGE)
             self._events.append(
@@ -530,5 +616,10 @@ class Inbox:
                     p.id, Reset.TOO_LARGE, f"an item is larger than this side's {limit}"
                 )
             )
+        elif p.type == frames.ITEM and p.id == incoming.call:
+            self._events.append(
+                ev.ItemRefused(p.id, f"an item is larger than the receiver's {limit}")
+            )
+            self._drop(incoming)
         else:
             raise ProtocolError(f"frame of type {p.type:#x} is larger than {limit}")

@@ -16,7 +16,7 @@ from typing import TypeAlias
 from zlib import crc32
 
 from echostream.protocol.carrier import Carrier
-from echostream.protocol.frames import EVENT, encode_frame
+from echostream.protocol.frames import EVENT, MARK, encode_frame
 from echostream.protocol.resumption import ENTRY_OVERHEAD as EVENT_OVERHEAD
 from echostream.protocol.resumption import Entry, Journal
 
@@ -50,7 +50,7 @@ MAX_LARGE_NAMES = 1024
 """Names whose last large event is remembered one by one."""
 _NEVER = float("inf")
 _Call: TypeAlias = tuple[float, int, bytes]
-_Event: TypeAlias = tuple[int, float, str, bytes, bytes | None, int]
+_Event: TypeAlias = tuple[int, float, str, bytes, bytes | None, int, int]
 """As :class:`~echostream.protocol.resumption.Entry`."""
 
 
@@ -59,8 +59,9 @@ class Outbox:
 
     ``event_bytes`` of events and ``call_bytes`` of all else wait here. ``expired``: frames that
     were dropped because their deadline passed; ``expired_calls``: ids of the calls among them, for
-    the caller to take out. ``events_held``: events wait, whatever room there is; ``journal`` keeps
-    those that were written.
+    the caller to take out. ``acked``: tokens of the events that left and are to be acknowledged, by
+    number; ``expired_acks``: tokens of those that expired. ``events_held``: events wait, whatever
+    room there is; ``journal`` keeps those that were written.
     """
 
     __slots__ = (
@@ -79,10 +80,12 @@ class Outbox:
         "_large_ids",
         "_streams",
         "_turn",
+        "acked",
         "call_bytes",
         "event_bytes",
         "events_held",
         "expired",
+        "expired_acks",
         "expired_calls",
         "journal",
         "lane_limit",
@@ -111,6 +114,8 @@ class Outbox:
         self.expired_calls: list[int] = []
         self.events_held = False
         self.journal: Journal | None = None
+        self.expired_acks: list[int] = []
+        self.acked: dict[int, int] = {}
 
     def control(self, frame: bytes) -> None:
         """Queue for the control stream."""
@@ -139,12 +144,14 @@ class Outbox:
         metadata: bytes | None = None,
         priority: int = -1,
         deadline: float = _NEVER,
+        token: int = -1,
     ) -> None:
-        """Queue an event; those of one name are delivered in this order.
+        """Queue an event; those of one name are delivered in this order. With a ``token`` it is to
+        be acknowledged.
 
         The number is given when it is written, so that an expired event leaves no gap."""
         lane = crc32(name.encode()) % EVENT_LANES
-        self._events[lane].append((0, deadline, name, payload, metadata, priority))
+        self._events[lane].append((0, deadline, name, payload, metadata, priority, token))
         self.event_bytes += len(payload) + EVENT_OVERHEAD
 
     def adopt(self, entries: Iterable[Entry], journal: Journal | None) -> None:
@@ -313,7 +320,7 @@ class Outbox:
         space = self.lane_limit - self._carrier.buffered(lane)
         out: list[bytes] = []
         while queue and space > 0:
-            number, deadline, name, payload, metadata, priority = queue[0]
+            number, deadline, name, payload, metadata, priority, token = queue[0]
             small = len(payload) < OWN_STREAM_SIZE
             if number:
                 pass  # it was written before, and is expected
@@ -323,6 +330,8 @@ class Outbox:
                 queue.popleft()
                 self.event_bytes -= len(payload) + EVENT_OVERHEAD
                 self.expired += 1
+                if token >= 0:
+                    self.expired_acks.append(token)
                 continue
             if not small:
                 large = self._lane(self._event_lanes, EVENT_LANES)
@@ -334,7 +343,9 @@ class Outbox:
             if not number:
                 self._event_number = number = self._event_number + 1
                 if journal is not None:
-                    journal.record(Entry(number, deadline, name, payload, metadata, priority))
+                    journal.record(
+                        Entry(number, deadline, name, payload, metadata, priority, token)
+                    )
             if small:
                 predecessor = min(self._large_before, number - 1)
                 if self._large_events:
@@ -346,8 +357,12 @@ class Outbox:
                     self._large_before = number - 1
                     self._large_events.clear()
                 self._large_events[name] = number
+            flags = 0
+            if token >= 0:
+                flags = MARK
+                self.acked[number] = token
             frame = encode_frame(
-                EVENT, number, payload, 0, name, metadata, age_us, predecessor, priority
+                EVENT, number, payload, flags, name, metadata, age_us, predecessor, priority
             )
             if small:
                 space -= len(frame)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, overload
 
@@ -35,6 +35,7 @@ __all__ = [
     "decoder",
     "encode",
     "encode_metadata",
+    "json_schemas",
 ]
 
 MAX_DEPTH = 32
@@ -136,6 +137,40 @@ def decode_metadata(data: Buffer) -> dict[str, str | bytes]:
                 f"metadata {key!r}: Expected `str` or `bytes`, got `{_name(value)}`"
             )
     return found
+
+
+def json_schemas(annotations: Sequence[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The JSON Schema (2020-12) of each annotation, and the components that they refer to as
+    ``#/components/schemas/...``. What JSON Schema cannot say (arrays of numbers, complex numbers,
+    an annotation that is not a payload's) has only a ``title``."""
+    usable = []
+    for annotation in annotations:
+        try:
+            msgspec.json.schema_components((annotation,), schema_hook=_schema_of)
+            usable.append(annotation)
+        except Exception:
+            usable.append(_Titled(annotation))
+    known = [each for each in usable if not isinstance(each, _Titled)]
+    schemas, components = msgspec.json.schema_components(
+        known, schema_hook=_schema_of, ref_template="#/components/schemas/{name}"
+    )
+    rest = iter(schemas)
+    out = [
+        {"title": str(each.annotation)} if isinstance(each, _Titled) else next(rest)
+        for each in usable
+    ]
+    return out, components
+
+
+class _Titled:
+    """An annotation without a schema."""
+
+    def __init__(self, annotation: Any) -> None:
+        self.annotation = annotation
+
+
+def _schema_of(cls: Any) -> dict[str, Any]:
+    return {"title": _name_of(get_origin(cls) or cls)}
 
 
 def _build(annotation: Any, max_depth: int, max_items: int) -> Callable[[Buffer], Any]:

@@ -27,7 +27,7 @@ MAX_RANGES = 64
 
 class Entry(NamedTuple):
     """One event. ``number`` is 0 until it is written for the first time; ``deadline`` is a time of
-    the loop's clock, ``inf`` for none."""
+    the loop's clock, ``inf`` for none. With a ``token`` (not -1) it is to be acknowledged."""
 
     number: int
     deadline: float
@@ -35,6 +35,7 @@ class Entry(NamedTuple):
     payload: bytes
     metadata: bytes | None
     priority: int
+    token: int = -1
 
 
 class Delivered:
@@ -100,6 +101,9 @@ class Journal:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, number: int) -> bool:
+        return number in self._entries
+
     @property
     def first(self) -> int:
         """The number of the oldest event that can be sent again, the next one where there is
@@ -122,9 +126,10 @@ class Journal:
         self.size += len(entry.payload) + ENTRY_OVERHEAD
         self._entries[entry.number] = entry
 
-    def acknowledge(self, upto: int, ranges: list[int]) -> None:
+    def acknowledge(self, upto: int, ranges: list[int]) -> list[Entry]:
         """All up to ``upto`` were handled, and what ``ranges`` names as :attr:`Delivered.ranges`
-        does. Raises ``ProtocolError`` for what was never sent, or is no list of ranges."""
+        does; returns those of them that were here. Raises ``ProtocolError`` for what was never
+        sent, or is no list of ranges."""
         if len(ranges) > 2 * MAX_RANGES or len(ranges) % 2 or ranges != sorted(ranges):
             raise ProtocolError("an acknowledgement names at most 64 ranges, in order")
         if max([upto, *ranges]) > self.last:
@@ -138,8 +143,9 @@ class Journal:
                 if not index % 2 and ranges[index] != number:
                     continue  # between two ranges
             handled.append(number)
-        for number in handled:
-            self.size -= len(self._entries.pop(number).payload) + ENTRY_OVERHEAD
+        gone = [self._entries.pop(number) for number in handled]
+        self.size -= sum(len(entry.payload) + ENTRY_OVERHEAD for entry in gone)
+        return gone
 
 
 class Resumption:

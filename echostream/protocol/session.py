@@ -12,10 +12,12 @@ from typing import Any
 
 from echostream.codes import Close, Reset, Status
 from echostream.errors import ResourceExhausted
+from echostream.protocol import events as ev
 from echostream.protocol import frames
 from echostream.protocol import payload as payloads
 from echostream.protocol.assembly import Account
 from echostream.protocol.carrier import Carrier
+from echostream.protocol.flow import ARGUMENT_CREDIT, WINDOW, Flow
 from echostream.protocol.frames import encode_frame
 from echostream.protocol.hello import SMALLEST_MESSAGE, Hello, Limits
 from echostream.protocol.inbox import Inbox
@@ -25,6 +27,9 @@ __all__ = ["ProtocolSession"]
 
 MAX_NAME = 255
 MAX_METADATA = 16 * 1024
+HEAVY = 16 * 1024
+"""Unacknowledged bytes of a streaming call above which giving up resets its QUIC stream. Below, it
+is ended: resets are rationed, because floods of them are an attack (CVE-2023-44487)."""
 _NEVER = float("inf")
 
 
@@ -45,6 +50,7 @@ class ProtocolSession:
         self._next_call = 0 if carrier.is_client else 1
         self._next_alias = 0 if carrier.is_client else 1
         self.last_peer_call = -1
+        self.flows: dict[int, Flow] = {}
 
     def greet(
         self,
@@ -80,7 +86,8 @@ class ProtocolSession:
     ) -> int:
         """Queue a REQUEST and return its call id. Raises ``ResourceExhausted`` for a payload above
         the peer's ``message_size``."""
-        self.check_size(payload, method)
+        if len(payload) > SMALLEST_MESSAGE:
+            self.check_size(payload, method)
         call_id = self._next_call
         self._next_call = call_id + 2
         flags = frames.END | frames.MARK if idempotent else frames.END
@@ -97,13 +104,21 @@ class ProtocolSession:
 
     def cancel_call(self, call_id: int, code: int = Reset.CANCELLED) -> None:
         """Tell the peer that a call of ours is not wanted any more."""
+        if self.flows and call_id in self.flows:
+            self.close_flow(call_id, code)
         self.outbox.call(encode_frame(frames.CANCEL, call_id, b"", 0, None, None, -1, code))
 
-    def answer_call(self, call_id: int, payload: bytes, priority: int = 3) -> None:
+    def answer_call(
+        self, call_id: int, payload: bytes, priority: int = 3, metadata: bytes | None = None
+    ) -> None:
         """Queue a RESPONSE. Raises ``ResourceExhausted`` for one above the peer's limit."""
         if len(payload) > SMALLEST_MESSAGE:
             self.check_size(payload, "the result")
-        self.outbox.call(encode_frame(frames.RESPONSE, call_id, payload, frames.END), priority)
+        frame = encode_frame(frames.RESPONSE, call_id, payload, frames.END, None, metadata)
+        if self.flows and call_id in self.flows:
+            self._end_flow(call_id, frame, None)
+        else:
+            self.outbox.call(frame, priority)
 
     def fail_call(
         self,
@@ -111,6 +126,7 @@ class ProtocolSession:
         status: Status | int,
         message: str,
         details: bytes = b"",
+        metadata: bytes | None = None,
         *,
         unserved: bool = False,
     ) -> None:
@@ -120,11 +136,119 @@ class ProtocolSession:
             details = b""
         text = clip(message) or None
         retry_us = 0 if unserved else -1
-        self.outbox.call(
-            encode_frame(
-                frames.ERROR, call_id, details, frames.END, text, None, retry_us, int(status)
-            )
+        frame = encode_frame(
+            frames.ERROR, call_id, details, frames.END, text, metadata, retry_us, int(status)
         )
+        if self.flows and call_id in self.flows:
+            self._end_flow(call_id, frame, _RESET_OF.get(status))
+        else:
+            self.outbox.call(frame)
+
+    # Streaming calls: a bidirectional QUIC stream each, with a Flow while they last.
+
+    def open_call(
+        self,
+        method: str,
+        payload: bytes,
+        metadata: bytes | None,
+        timeout_s: float | None,
+        priority: int,
+        idempotent: bool,
+        *,
+        sends: bool,
+        receives: bool,
+    ) -> Flow:
+        """Start a streaming call. Raises ``ResourceExhausted`` as :meth:`start_call`."""
+        self.check_size(payload, method)
+        call_id = self._next_call
+        self._next_call = call_id + 2
+        stream_id = self._carrier.open_stream(True)
+        frame = encode_frame(
+            frames.REQUEST,
+            call_id,
+            payload,
+            (0 if sends else frames.END) | (frames.MARK if idempotent else 0),
+            method,
+            metadata,
+            -1 if timeout_s is None else max(int(timeout_s * 1e6), 0),
+            WINDOW if receives else -1,
+            priority,
+        )
+        self._carrier.send_stream(stream_id, frame, not sends)
+        self.inbox.expect(stream_id, call_id)
+        flow = Flow(
+            call_id,
+            stream_id,
+            credit=ARGUMENT_CREDIT if sends else 0,
+            given=WINDOW if receives else 0,
+        )
+        flow.over = not sends
+        self.flows[call_id] = flow
+        return flow
+
+    def take_call(self, event: ev.CallOpened) -> Flow:
+        """The peer opened a streaming call; :meth:`answer_call` or :meth:`fail_call` ends it."""
+        flow = Flow(
+            event.call_id,
+            event.stream_id,
+            credit=max(event.credit, 0),
+            given=ARGUMENT_CREDIT if event.more else 0,
+        )
+        self.flows[event.call_id] = flow
+        return flow
+
+    def send_item(self, flow: Flow, payload: bytes, end: bool = False) -> None:
+        """Send one item. Raises ``ResourceExhausted`` for one above the peer's limit."""
+        if len(payload) > SMALLEST_MESSAGE:
+            self.check_size(payload, "an item")
+        flags = frames.END if end else 0
+        frame = encode_frame(frames.ITEM, flow.call_id, payload, flags, None, None, -1, flow.sent)
+        flow.sent += 1
+        flow.credit -= 1
+        self._carrier.send_stream(flow.stream_id, frame, False)
+
+    def end_items(self, flow: Flow) -> None:
+        """No item of ours follows."""
+        if not flow.over:
+            flow.over = True
+            frame = encode_frame(
+                frames.ITEM, flow.call_id, b"", frames.END, None, None, -1, flow.sent
+            )
+            self._carrier.send_stream(flow.stream_id, frame, True)
+
+    def take_item(self, flow: Flow) -> bytes:
+        """The next item that was received."""
+        payload, more = flow.take()
+        if more:
+            self.outbox.call(
+                encode_frame(frames.CREDIT, flow.call_id, b"", 0, None, None, -1, more), 0
+            )
+        return payload
+
+    def close_flow(self, call_id: int, code: int = Reset.CANCELLED) -> None:
+        """A streaming call of ours is over for this side: answered, or given up."""
+        flow = self.flows.pop(call_id, None)
+        if flow is None:
+            return
+        if not flow.over:
+            self._end_half(flow, b"", code)
+        flow.end()
+        self.inbox.discard(flow.stream_id)
+
+    def _end_flow(self, call_id: int, frame: bytes, code: int | None) -> None:
+        """A streaming call of the peer is answered."""
+        flow = self.flows.pop(call_id)
+        if not flow.over:
+            self._end_half(flow, frame, code)
+        flow.clear()
+        flow.end()
+        self.inbox.discard(flow.stream_id)
+
+    def _end_half(self, flow: Flow, frame: bytes, code: int | None) -> None:
+        if code is not None and self._carrier.buffered(flow.stream_id) > HEAVY:
+            self._carrier.reset_stream(flow.stream_id, code)
+        else:
+            self._carrier.send_stream(flow.stream_id, frame, True)
 
     def refuse_media(self, alias: int, status: Status | int, message: str) -> None:
         """Answer STREAM_OPEN with a status."""
@@ -141,10 +265,17 @@ class ProtocolSession:
         metadata: bytes | None = None,
         priority: int = -1,
         deadline: float = _NEVER,
+        token: int = -1,
     ) -> None:
-        """Queue an event."""
+        """Queue an event; with a ``token`` the peer acknowledges it."""
         self.check_size(payload, name)
-        self.outbox.event(name, payload, metadata, priority, deadline)
+        self.outbox.event(name, payload, metadata, priority, deadline, token)
+
+    def acknowledge(self, number: int, status: Status | int = Status.OK) -> None:
+        """Tell the peer what came of its event."""
+        self.outbox.call(
+            encode_frame(frames.EVENT_ACK, number, b"", 0, None, None, -1, int(status))
+        )
 
     def emit_datagram(
         self,
@@ -257,3 +388,11 @@ class ProtocolSession:
 def clip(text: str) -> str:
     """A text for the wire: at most 255 bytes of UTF-8."""
     return text.encode("utf-8", "replace")[:MAX_NAME].decode("utf-8", "ignore")
+
+
+_RESET_OF: dict[int, Reset] = {
+    Status.CANCELLED: Reset.CANCELLED,
+    Status.DEADLINE_EXCEEDED: Reset.EXPIRED,
+    Status.RESOURCE_EXHAUSTED: Reset.TOO_LARGE,
+}
+"""How a streaming call ends that still has much to send: its caller does not wait for all that."""

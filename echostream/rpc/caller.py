@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from echostream.errors import (
     ConfigurationError,
     ConnectionClosed,
     DeadlineExceeded,
+    InvalidPayload,
     ResourceExhausted,
     RpcError,
 )
 from echostream.protocol.outbox import QUEUE_HIGH
-from echostream.rpc.call import Metadata, encode_metadata
+from echostream.rpc.call import Metadata, _current, decode_metadata, encode_metadata
 from echostream.rpc.registry import check_name
 from echostream.rpc.scheduled import add_at
+from echostream.rpc.streamed import CallOptions, ResultStream, StreamedCall, request_with_items
+from echostream.rpc.typed import bind
 
 if TYPE_CHECKING:
     from echostream.media.clock import ClockSync
     from echostream.media.codec import Codec
     from echostream.media.frame import AudioFormat
+    from echostream.rpc.interceptors import Outgoing
     from echostream.rpc.link import Link
     from echostream.rpc.peer import Peer
     from echostream.rpc.sender import StreamBuilder
 
-__all__ = ["Caller", "Delivery"]
+__all__ = ["Bare", "Caller", "Delivery", "check_options", "wait_turn"]
 
 Delivery = Literal["reliable", "realtime"]
 T = TypeVar("T")
@@ -40,6 +46,7 @@ class Caller:
 
     _live_peer: Peer | None = None
     _link: Link | None = None
+    _outgoing: Outgoing | None = None
 
     @property
     def _peer(self) -> Peer:
@@ -80,6 +87,7 @@ class Caller:
         max_age: float | None = None,
         idempotent: bool = False,
         at: int | None = None,
+        response_metadata: dict[str, str | bytes] | None = None,
     ) -> T: ...
     @overload
     async def request(
@@ -94,6 +102,7 @@ class Caller:
         max_age: float | None = None,
         idempotent: bool = False,
         at: int | None = None,
+        response_metadata: dict[str, str | bytes] | None = None,
     ) -> Any: ...
 
     async def request(
@@ -108,8 +117,13 @@ class Caller:
         max_age: float | None = None,
         idempotent: bool = False,
         at: int | None = None,
+        response_metadata: dict[str, str | bytes] | None = None,
     ) -> Any:
         """Call ``method`` on the other side and return its result.
+
+        ``payload`` may be an async iterator, for a handler that takes a stream of arguments: its
+        items are sent as the handler takes them, and it is closed in the end. What the handler
+        sends along with its result is put into ``response_metadata``.
 
         ``returns`` is the type to decode the result to; without it plain values come back. With
         ``timeout`` the time that remains travels with the call, the handler is cancelled when it
@@ -122,30 +136,47 @@ class Caller:
         when the connection ends first, ``InvalidPayload`` for a value that msgpack cannot carry
         or a result that is not a ``returns``, ``ResourceExhausted`` for a payload above a limit.
         """
-        if self._link is not None:
-            return await self._link.request(
-                method,
-                payload,
-                returns=returns,
-                timeout=timeout,
-                metadata=metadata,
-                priority=priority,
-                max_age=max_age,
-                idempotent=idempotent,
-                at=at,
-            )
+        if self._outgoing is not None or self._link is not None:
+            named: dict[str, Any] = {
+                "returns": returns,
+                "timeout": timeout,
+                "metadata": metadata,
+                "priority": priority,
+                "max_age": max_age,
+                "idempotent": idempotent,
+                "at": at,
+                "response_metadata": response_metadata,
+            }
+            attempt = self._link.request if self._link is not None else Bare(self._peer).request
+            if self._outgoing is None:
+                return await attempt(method, payload, **named)
+            return await self._outgoing.request(self, attempt, method, payload, named)
         peer = self._live_peer or self._peer
-        check_name(method, "request")
+        if method not in _checked:
+            _check_once(method, "request")
         if at is not None:
             metadata = add_at(metadata, at)
         if timeout is not None or max_age is not None or priority != 3:
             check_options(timeout=timeout, max_age=max_age, priority=priority)
-        data = peer.encode(payload)
+        serving = _current.get()
+        if serving is not None:
+            timeout, metadata = serving.inherit(timeout, metadata)
+        try:
+            data = peer.encode(payload)
+        except InvalidPayload:
+            if not isinstance(payload, AsyncIterable):
+                raise
+            options = CallOptions(timeout, metadata, priority, idempotent)
+            decode = peer.decode if returns is None else peer.decoder(returns)
+            left = await wait_turn(peer, method, timeout, max_age)
+            return decode(
+                await request_with_items(peer, method, payload, options, left, response_metadata)
+            )
         decode = peer.decode if returns is None else peer.decoder(returns)
         left = timeout
-        expires_at = _deadline(peer, max_age)
+        expires_at = _NEVER if max_age is None else _deadline(peer, max_age)
         if peer.busy or peer.outbox.call_bytes > QUEUE_HIGH or len(peer.calls) >= peer.call_limit:
-            left = await _wait_turn(peer, method, timeout, max_age)
+            left = await wait_turn(peer, method, timeout, max_age)
         loop = peer.loop
         call_id = peer.protocol.start_call(
             method,
@@ -158,6 +189,9 @@ class Caller:
         )
         future: asyncio.Future[bytes] = loop.create_future()
         peer.calls[call_id] = future
+        if response_metadata is not None:
+            trailer: list[bytes] = []
+            peer.trailers[call_id] = trailer
         peer.connection.wake()
         timer = None if left is None else loop.call_later(left, _expire, future, timeout or left)
         if max_age is not None:
@@ -172,7 +206,90 @@ class Caller:
                 timer.cancel()
             if call_id in peer.calls:
                 peer.cancel_call(call_id)
+            if response_metadata is not None:
+                peer.trailers.pop(call_id, None)
+        if response_metadata is not None and trailer:
+            response_metadata.update(decode_metadata(trailer[0]))
         return decode(answer)
+
+    @overload
+    def request_stream(
+        self,
+        method: str,
+        payload: Any = None,
+        *,
+        returns: type[T],
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        priority: int = 3,
+        idempotent: bool = False,
+        at: int | None = None,
+    ) -> ResultStream[T]: ...
+    @overload
+    def request_stream(
+        self,
+        method: str,
+        payload: Any = None,
+        *,
+        returns: Any = None,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        priority: int = 3,
+        idempotent: bool = False,
+        at: int | None = None,
+    ) -> ResultStream[Any]: ...
+
+    def request_stream(
+        self,
+        method: str,
+        payload: Any = None,
+        *,
+        returns: Any = None,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        priority: int = 3,
+        idempotent: bool = False,
+        at: int | None = None,
+    ) -> ResultStream[Any]:
+        """Call a ``method`` that answers with many results: iterate over them.
+
+        ``payload`` is one value, or an async iterator whose items are sent as the other side takes
+        them. ``returns`` is the type of each result; ``timeout`` is for the whole call. The call
+        begins with the first ``anext``. Leaving it early, in whatever way, cancels the handler;
+        ``async with`` waits until that is done here. A reader that is slow slows the handler.
+
+        Iterating raises what :meth:`request` raises; a client that reconnects begins a call again
+        that was not run, and one that was interrupted ends with ``ConnectionClosed``.
+        """
+        check_name(method, "request_stream")
+        check_options(timeout=timeout, priority=priority)
+        if at is not None:
+            metadata = add_at(metadata, at)
+        link = self._link
+        source = self._peer if link is None else link
+        decode = source.decoder(Any if returns is None else returns)
+
+        async def attempt(argument: Any, own: Metadata | None) -> StreamedCall:
+            serving = _current.get()
+            limit, extra = (timeout, own) if serving is None else serving.inherit(timeout, own)
+            options = CallOptions(limit, extra, priority, idempotent)
+            if link is None:
+                peer = self._peer
+                left = await wait_turn(peer, method, limit, None)
+            else:
+                peer, left = await link.turn(method, limit)
+            return StreamedCall(peer, method, argument, options, left, receives=True)
+
+        async def begin() -> StreamedCall:
+            if self._outgoing is None:
+                return await attempt(payload, metadata)
+            call: StreamedCall = await self._outgoing.begin(
+                self, source.pumps, method, payload, metadata, attempt
+            )
+            return call
+
+        again = link is not None and not isinstance(payload, AsyncIterable)
+        return ResultStream(begin, decode, again=again)
 
     async def emit(
         self,
@@ -184,8 +301,12 @@ class Caller:
         max_age: float | None = None,
         delivery: Delivery = "reliable",
         at: int | None = None,
+        ack: bool = False,
+        timeout: float | None = None,
     ) -> None:
-        """Tell the other side; returns when it is queued, without an answer.
+        """Tell the other side; returns when it is queued, without an answer, or with ``ack`` once
+        its listener has run, and raises what came of it: ``MethodNotFound`` where nothing listens,
+        ``InternalError`` where the listener failed, ``DeadlineExceeded`` after ``timeout`` s.
 
         Events of one name arrive in the order of their emits. Waits while the peer does not read
         what was queued before. ``delivery="realtime"`` sends one DATAGRAM: fast, may be lost.
@@ -194,23 +315,37 @@ class Caller:
 
         Raises ``ConnectionClosed``, ``InvalidPayload`` or ``ResourceExhausted`` as ``request``.
         """
-        if self._link is not None:
-            await self._link.emit(
-                event,
-                payload,
-                metadata=metadata,
-                priority=priority,
-                max_age=max_age,
-                delivery=delivery,
-                at=at,
-            )
+        if self._outgoing is not None or self._link is not None:
+            named: dict[str, Any] = {
+                "metadata": metadata,
+                "priority": priority,
+                "max_age": max_age,
+                "delivery": delivery,
+                "at": at,
+                "ack": ack,
+                "timeout": timeout,
+            }
+            attempt = self._link.emit if self._link is not None else Bare(self._peer).emit
+            if self._outgoing is None:
+                await attempt(event, payload, **named)
+            else:
+                await self._outgoing.emit(self, attempt, event, payload, named)
             return
         peer = self._live_peer or self._peer
-        check_name(event, "emit")
+        if event not in _checked:
+            _check_once(event, "emit")
         if at is not None:
             metadata = add_at(metadata, at)
-        if max_age is not None or priority != 3 or delivery != "reliable":
-            check_options(max_age=max_age, priority=priority, delivery=delivery)
+        serving = _current.get()
+        if serving is not None:
+            metadata = serving.trace(metadata)
+        if max_age is not None or priority != 3 or delivery != "reliable" or timeout is not None:
+            check_options(max_age=max_age, priority=priority, delivery=delivery, timeout=timeout)
+        if ack or timeout is not None:
+            if delivery != "reliable" or not ack:
+                raise ConfigurationError("timeout goes with ack=True, and that is reliable")
+            await _emit_acknowledged(peer, event, payload, metadata, priority, max_age, timeout)
+            return
         data = peer.encode(payload)
         extra = None if metadata is None else encode_metadata(metadata)
         expires_at = _deadline(peer, max_age)
@@ -257,7 +392,7 @@ class Caller:
 
         check_name(name, "create_stream")
         check_options(timeout=timeout, max_age=max_age, priority=priority, delivery=delivery)
-        return StreamBuilder(
+        builder = StreamBuilder(
             self._peer,
             name,
             format=format,
@@ -270,6 +405,16 @@ class Caller:
             playout_delay=playout_delay,
             codec=codec,
         )
+        if self._outgoing is not None:
+            builder.intercept(partial(self._outgoing.open_stream, self, name, metadata))
+        return builder
+
+    def bind(self, interface: Callable[..., T]) -> T:
+        """An object with the methods of an interface class (a ``Protocol``, say), each of which
+        calls the other side: ``client.bind(Notes).add("x")``. A method of ``Notes`` is called
+        ``notes.method`` on the wire (see ``echostream.rpc.typed`` for other names, and for events).
+        """
+        return bind(self, interface)
 
     def _emit_encoded(
         self,
@@ -277,6 +422,7 @@ class Caller:
         data: bytes,
         *,
         metadata: bytes | None = None,
+        priority: int = -1,
         max_age: float | None = None,
     ) -> bool:
         """Emit what is encoded already; ``False`` where it would have to wait."""
@@ -284,11 +430,30 @@ class Caller:
         if peer is None or peer.busy or peer.outbox.event_bytes > QUEUE_HIGH:
             return False
         try:
-            peer.protocol.emit(event, data, metadata, deadline=_deadline(peer, max_age))
+            peer.protocol.emit(event, data, metadata, priority, _deadline(peer, max_age))
         except ResourceExhausted:
             return False
         peer.connection.wake()
         return True
+
+
+_NEVER = float("inf")
+_checked: set[str] = set()
+"""Names that were found right: the check costs more than the look here."""
+MAX_CHECKED = 4096
+
+
+def _check_once(name: str, what: str) -> None:
+    check_name(name, what)
+    if len(_checked) < MAX_CHECKED:
+        _checked.add(name)
+
+
+class Bare(Caller):
+    """The same connection without what stands around its calls."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._live_peer = peer
 
 
 def check_options(
@@ -311,10 +476,37 @@ def check_options(
 
 
 def _deadline(peer: Peer, max_age: float | None) -> float:
-    return float("inf") if max_age is None else peer.connection.clock() + max_age
+    return _NEVER if max_age is None else peer.connection.clock() + max_age
 
 
-async def _wait_turn(
+async def _emit_acknowledged(
+    peer: Peer,
+    event: str,
+    payload: Any,
+    metadata: Metadata | None,
+    priority: int,
+    max_age: float | None,
+    timeout: float | None,
+) -> None:
+    """Emit and wait until the listener has run."""
+    data = peer.encode(payload)
+    extra = None if metadata is None else encode_metadata(metadata)
+    expires_at = _deadline(peer, max_age)
+    if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH:
+        await peer.wait_event_room()
+    token = peer.acks.token()
+    try:
+        peer.protocol.emit(event, data, extra, -1 if priority == 3 else priority, expires_at, token)
+        peer.connection.wake()
+        await peer.acks.wait(token, event, timeout)
+    except RpcError as exc:
+        exc.method = exc.method or event
+        raise
+    finally:
+        peer.acks.forget(token)
+
+
+async def wait_turn(
     peer: Peer, method: str, timeout: float | None, max_age: float | None
 ) -> float | None:
     """Wait until a call may leave; returns what is left of ``timeout``."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from echostream.protocol import payload as payloads
 from echostream.rpc.call import Metadata, encode_metadata
 from echostream.rpc.caller import Caller, check_options
+from echostream.rpc.group import Group, group_of
 from echostream.rpc.registry import check_name
 from echostream.rpc.scheduled import add_at
 
@@ -60,11 +61,29 @@ class ServerContext(Store):
     def __init__(self, values: Mapping[str, Any] | None = None) -> None:
         super().__init__(values)
         self._sessions: dict[str, Session] = {}
+        self._groups: dict[str, Group] = {}
+        self.serving = False
+        """Whether the server takes connections: from its start until it begins to stop."""
 
     @property
     def sessions(self) -> tuple[Session, ...]:
         """The sessions that are connected now."""
         return tuple(self._sessions.values())
+
+    def group(self, name: str, **options: Any) -> Group:
+        """The group of this name; the first use makes it, with ``options`` as of ``GroupOptions``:
+        ``slow``, ``backlog``, ``queue``, ``history``, ``last_values``, ``presence``."""
+        return group_of(self._groups, name, options)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups that have members, or remember something."""
+        return tuple(name for name, group in self._groups.items() if not group.idle)
+
+    def _forget(self, session: Session) -> None:
+        """A session has ended: it is in no group any more."""
+        for group in tuple(self._groups.values()):
+            group.leave(session)
 
     async def broadcast(
         self,

@@ -20,9 +20,10 @@ from echostream.codes import Close, Reset, Status
 from echostream.errors import ConnectionClosed, InvalidPayload, RpcError
 from echostream.protocol import events as ev
 from echostream.protocol.outbox import QUEUE_HIGH
-from echostream.rpc.call import Call, _current, decode_metadata
+from echostream.rpc.call import NO_METADATA, Call, _current, decode_metadata, encode_metadata
 from echostream.rpc.registry import Registry, Route
 from echostream.rpc.scheduled import Schedule, take_at
+from echostream.rpc.serving import ServedItems, shape_fault
 
 if TYPE_CHECKING:
     from echostream.rpc.peer import Peer
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Dispatcher", "Routes"]
 
-_Queued: TypeAlias = "tuple[Route, ev.RequestReceived, Any, float | None]"
+_Queued: TypeAlias = "tuple[Route, ev.RequestReceived | ev.CallOpened, Any, float | None]"
 
 logger = logging.getLogger("echostream.rpc")
 
@@ -72,12 +73,13 @@ class Dispatcher:
         self._routes = routes
         self._context = context
         self._max_calls = max_calls
+        self._flows = peer.protocol.flows
         self._started = False
         self._confirmed = peer.connection.engine.is_client
         self._ready = False
         self._over = False
         self._grace_s = STOP_S
-        self._waiting: dict[int, tuple[ev.RequestReceived, float]] = {}
+        self._waiting: dict[int, tuple[ev.RequestReceived | ev.CallOpened, float]] = {}
         self._waiting_bytes = 0
         self._hints = HINTS
         self._calls: dict[int, asyncio.Task[None] | None] = {}  # None: it has not begun
@@ -147,14 +149,15 @@ class Dispatcher:
     def _go(self) -> None:
         self._ready = True
         for name, queue in self._queues.items():
-            route = self._routes.listeners.get(name)
+            route = self._routes.listeners.match(name)
             assert route is not None
             if route.requires and not route.requires <= self._peer.grants:
                 for _, dropped in queue:
                     self._event_handled(len(dropped.payload))
+                    self._drop(dropped, Status.PERMISSION_DENIED)
                     self.unclaimed_events += 1
                 queue.clear()
-            self._start_listener(route, queue)
+            self._start_listener(route, name, queue)
         early, self._early_streams = self._early_streams, []
         for event in early:
             self.stream_opened(event)
@@ -227,7 +230,7 @@ class Dispatcher:
 
     # Calls.
 
-    def request(self, event: ev.RequestReceived) -> None:
+    def request(self, event: ev.RequestReceived | ev.CallOpened) -> None:
         """Serve a call, or let it wait its turn."""
         peer = self._peer
         call_id = event.call_id
@@ -276,7 +279,7 @@ class Dispatcher:
                 del self._early_cancels[next(iter(self._early_cancels))]
             self._peer.stray()
 
-    def _start(self, event: ev.RequestReceived, deadline: float | None) -> None:
+    def _start(self, event: ev.RequestReceived | ev.CallOpened, deadline: float | None) -> None:
         peer = self._peer
         call_id = event.call_id
         route = self._routes.handlers.get(event.method)
@@ -288,7 +291,17 @@ class Dispatcher:
             peer.refuse(call_id, Status.PERMISSION_DENIED, self._lacks(route))
             return
         try:
-            argument = None if route.decode is None else route.decode(event.payload)
+            if route.streaming or self._flows:
+                fault = shape_fault(route, event)
+                if fault:
+                    peer.refuse(call_id, Status.UNIMPLEMENTED, fault)
+                    return
+            argument: Any = None
+            if route.streaming:
+                assert isinstance(event, ev.CallOpened)
+                argument = ServedItems(peer, route, event)
+            elif route.decode is not None:
+                argument = route.decode(event.payload)
         except InvalidPayload as exc:
             peer.refuse(call_id, Status.INVALID_ARGUMENT, exc.message)
             return
@@ -347,7 +360,7 @@ class Dispatcher:
             event, arrived = self._leave_waiting(call_id)
             self._start(event, _deadline_of(event, arrived))
 
-    def _leave_waiting(self, call_id: int) -> tuple[ev.RequestReceived, float]:
+    def _leave_waiting(self, call_id: int) -> tuple[ev.RequestReceived | ev.CallOpened, float]:
         event, arrived = self._waiting.pop(call_id)
         self._waiting_bytes -= len(event.payload)
         return event, arrived
@@ -359,8 +372,13 @@ class Dispatcher:
         self._peer.refuse(
             call_id, Status.DEADLINE_EXCEEDED, "the deadline passed before the handler was done"
         )
-        self._silenced.add(call_id)
-        self._stop(call_id)
+        self.silence(call_id)
+
+    def silence(self, call_id: int) -> None:
+        """The call was answered: what its handler comes to does not matter any more."""
+        if call_id in self._calls:
+            self._silenced.add(call_id)
+            self._stop(call_id)
 
     def _stop(self, call_id: int) -> bool:
         """Cancel a call. One that has not begun (``False``) will never run: nobody else cleans up
@@ -390,70 +408,91 @@ class Dispatcher:
         self._task_done()
 
     async def _serve(
-        self, route: Route, event: ev.RequestReceived, argument: Any, deadline: float | None
+        self,
+        route: Route,
+        event: ev.RequestReceived | ev.CallOpened,
+        argument: Any,
+        deadline: float | None,
     ) -> None:
         call_id = event.call_id
         peer = self._peer
-        token = None
+        call = token = None
         try:
             if event.metadata is None:
-                call = Call(route.name, {}, deadline, peer.connection.clock)
+                call = Call(route.name, NO_METADATA, deadline, peer.connection.clock)
                 token = _current.set(call)
             else:
                 metadata, at = take_at(decode_metadata(event.metadata))
-                token = _current.set(Call(route.name, metadata, deadline, peer.connection.clock))
+                call = Call(route.name, metadata, deadline, peer.connection.clock)
+                token = _current.set(call)
                 if at is not None:
                     await self.schedule.wait_until(at)
             result = await route.call(self._context, argument)
             if peer.outbox.call_bytes > QUEUE_HIGH:
                 await peer.wait_call_room()  # the call counts as running until there is room
             if call_id not in self._silenced and not self._over:
-                self._answer(route, event, result)
+                self._answer(route, event, result, call)
         except asyncio.CancelledError:
             self._fail(call_id, Status.CANCELLED, CANCELLED)
         except ConnectionClosed as exc:
             if not self._over:
                 self._failed(route, call_id, exc)
         except RpcError as exc:
-            self._fail_with(route, call_id, exc)
+            self._fail_with(route, call_id, exc, call)
         except Exception as exc:
             self._failed(route, call_id, exc)
         finally:
+            if call is not None:
+                call.over = True
             if token is not None:
                 _current.reset(token)
             self._call_done(call_id)
             if not self._over:
                 peer.connection.wake()
 
-    def _answer(self, route: Route, event: ev.RequestReceived, result: Any) -> None:
+    def _answer(
+        self, route: Route, event: ev.RequestReceived | ev.CallOpened, result: Any, call: Call
+    ) -> None:
         peer = self._peer
         try:
             data = peer.encode(result)
+            metadata = None if call._response is None else encode_metadata(call._response)
         except InvalidPayload as exc:  # the handler's fault, not the caller's
             self._failed(route, event.call_id, exc)
             return
-        peer.protocol.answer_call(event.call_id, data, event.priority)
+        peer.protocol.answer_call(event.call_id, data, event.priority, metadata)
         self.calls_served += 1
 
-    def _fail_with(self, route: Route, call_id: int, exc: RpcError) -> None:
+    def _fail_with(self, route: Route, call_id: int, exc: RpcError, call: Call | None) -> None:
         """What the handler raised to answer with. It may hold anything."""
         try:
             status = int(exc.status)
             details = b"" if exc.details is None else self._peer.encode(exc.details)
+            metadata = None
+            if exc.metadata or (call is not None and call._response):
+                own = call._response if call is not None and call._response else {}
+                metadata = encode_metadata({**own, **exc.metadata})
         except Exception as broken:
             self._failed(route, call_id, broken)
             return
         if not 0 < status < 1 << 30:
             status = Status.UNKNOWN
-        self._fail(call_id, status, str(exc.message), details)
+        self._fail(call_id, status, str(exc.message), details, metadata)
 
     def _failed(self, route: Route, call_id: int, exc: Exception) -> None:
         logger.error("handler %r failed", route.name, exc_info=exc)
         self._fail(call_id, Status.INTERNAL, "the handler failed; its side has logged why")
 
-    def _fail(self, call_id: int, status: int, message: str, details: bytes = b"") -> None:
+    def _fail(
+        self,
+        call_id: int,
+        status: int,
+        message: str,
+        details: bytes = b"",
+        metadata: bytes | None = None,
+    ) -> None:
         if call_id not in self._silenced and not self._over:
-            self._peer.protocol.fail_call(call_id, status, message, details)
+            self._peer.protocol.fail_call(call_id, status, message, details, metadata)
 
     @staticmethod
     def _is_asked_to_stop() -> bool:
@@ -465,13 +504,14 @@ class Dispatcher:
 
     def event(self, event: ev.EventReceived) -> None:
         """Queue an event for its listener. Where too many wait, the stream it came on is paused."""
-        route = self._routes.listeners.get(event.name)
+        route = self._routes.listeners.match(event.name)
         if route is None:
             self.unclaimed_events += 1
-            self._peer.events.handled(event.number)
+            self._drop(event, Status.UNIMPLEMENTED)
             return
         if self._ready and route.requires and not route.requires <= self._peer.grants:
             self.unclaimed_events += 1
+            self._drop(event, Status.PERMISSION_DENIED)
             return
         if self._unhandled >= MAX_UNHANDLED_EVENTS or self._unhandled_bytes >= MAX_UNHANDLED_BYTES:
             if event.stream_id < 0:
@@ -485,7 +525,7 @@ class Dispatcher:
             logger.warning(
                 "event %r from %s dropped: %s", event.name, self._peer.peer_addr, exc.message
             )
-            self._peer.events.handled(event.number)
+            self._drop(event, Status.INVALID_ARGUMENT)
             return
         self._unhandled += 1
         self._unhandled_bytes += len(event.payload)
@@ -495,10 +535,26 @@ class Dispatcher:
             return
         self._queues[event.name] = queue = deque([(argument, event)])
         if self._ready:
-            self._start_listener(route, queue)
+            self._start_listener(route, event.name, queue)
 
-    def _start_listener(self, route: Route, queue: deque[tuple[Any, ev.EventReceived]]) -> None:
-        task = self._peer.loop.create_task(self._listen(route, queue))
+    def event_skipped(self, event: ev.EventSkipped) -> None:
+        """An event was not delivered."""
+        self._drop(event, event.status)
+
+    def _drop(self, event: ev.EventReceived | ev.EventSkipped, status: Status | int) -> None:
+        """No listener will have this event."""
+        self._acknowledge(event, status)
+        self._peer.events.handled(event.number)
+
+    def _acknowledge(self, event: ev.EventReceived | ev.EventSkipped, status: Status | int) -> None:
+        if event.ack and not self._over:
+            self._peer.protocol.acknowledge(event.number, status)
+            self._peer.connection.wake()
+
+    def _start_listener(
+        self, route: Route, name: str, queue: deque[tuple[Any, ev.EventReceived]]
+    ) -> None:
+        task = self._peer.loop.create_task(self._listen(route, name, queue))
         self._listeners.add(task)
         task.add_done_callback(self._listener_done)
 
@@ -506,34 +562,48 @@ class Dispatcher:
         self._listeners.discard(task)
         self._task_done()
 
-    async def _listen(self, route: Route, queue: deque[tuple[Any, ev.EventReceived]]) -> None:
+    async def _listen(
+        self, route: Route, name: str, queue: deque[tuple[Any, ev.EventReceived]]
+    ) -> None:
         """Handle the events of one name, one after the other, until none is left."""
         clock = self._peer.connection.clock
         while queue:
             argument, event = queue.popleft()
+            status: Status | int = Status.INTERNAL
+            call = None
             try:
                 if event.metadata is None:
-                    _current.set(Call(route.name, {}, None, clock, event.number))
+                    call = Call(name, NO_METADATA, None, clock, event.number)
+                    _current.set(call)
                 else:
                     metadata, at = take_at(decode_metadata(event.metadata))
-                    _current.set(Call(route.name, metadata, None, clock, event.number))
-                    if at is not None and not await self._is_time(route.name, at):
+                    call = Call(name, metadata, None, clock, event.number)
+                    _current.set(call)
+                    if at is not None and not await self._is_time(name, at):
+                        status = Status.INVALID_ARGUMENT
                         continue
                 await route.call(self._context, argument)
+                status = Status.OK
             except asyncio.CancelledError:
                 if self._is_asked_to_stop():
                     raise
                 logger.error("listener %r was cancelled from inside", route.name)
             except Exception as exc:
+                if isinstance(exc, RpcError) and 0 < exc.status < 1 << 30:
+                    status = exc.status
                 if not self._over or not isinstance(exc, ConnectionClosed):
                     logger.error("listener %r failed", route.name, exc_info=exc)
             finally:
+                if call is not None:
+                    call.over = True
+                if event.ack:
+                    self._acknowledge(event, status)
                 self.events_handled += 1
                 self._event_handled(len(event.payload))
                 self._peer.events.handled(event.number)
             if not self.events_handled % YIELD_EVERY:
                 await asyncio.sleep(0)  # a backlog must not keep the loop
-        self._queues.pop(route.name, None)
+        self._queues.pop(name, None)
 
     async def _is_time(self, name: str, at: int) -> bool:
         try:
@@ -643,5 +713,5 @@ class Dispatcher:
                     waiter.set_result(None)
 
 
-def _deadline_of(event: ev.RequestReceived, arrived: float) -> float | None:
+def _deadline_of(event: ev.RequestReceived | ev.CallOpened, arrived: float) -> float | None:
     return None if event.timeout_us < 0 else arrived + event.timeout_us / 1e6

@@ -8,13 +8,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from echostream.codes import Close
+from echostream.codes import Close, Status
 from echostream.errors import ProtocolError
 from echostream.protocol import events as ev
 from echostream.protocol.hello import Hello
 from echostream.protocol.resumption import Delivered, Entry, Journal, Resumption
 
 if TYPE_CHECKING:
+    from echostream.rpc.acks import Emitters
     from echostream.rpc.peer import Peer
 
 __all__ = ["EventSession", "EventSessions"]
@@ -57,14 +58,21 @@ class EventSession:
         return self._delivered is not None
 
     @property
+    def journal(self) -> Journal | None:
+        """What was written and is not acknowledged, for the next connection; ``None`` where this
+        session does not go on."""
+        return None if self._resumption is None else self._resumption.journal
+
+    @property
     def leaves_behind(self) -> bool:
         """Whether events go to the next connection when the peer is going away."""
         return self._resumption is not None and self._peer.connection.engine.is_client
 
     # The client's side.
 
-    def take_along(self, resumption: Resumption) -> None:
-        """Before HELLO: this session is to go on."""
+    def take_along(self, resumption: Resumption, emitters: Emitters) -> None:
+        """Before HELLO: this session is to go on; ``emitters`` wait for acknowledgements."""
+        self._peer.acks.take_along(emitters)
         self._resumption = resumption
         self.token = resumption.token
         self._peer.outbox.events_held = True
@@ -175,13 +183,20 @@ class EventSession:
     def _fitting(self, resumption: Resumption, entries: list[Entry]) -> list[Entry]:
         """Those that the peer takes."""
         limit = self._peer.protocol.peer.limits.message_size
-        fit = [entry for entry in entries if len(entry.payload) <= limit]
-        resumption.lost += len(entries) - len(fit)
+        fit = []
+        for entry in entries:
+            if len(entry.payload) <= limit:
+                fit.append(entry)
+            else:
+                resumption.lost += 1
+                self._peer.acks.settle(entry, Status.RESOURCE_EXHAUSTED)
         return fit
 
     def _give_up(self, resumption: Resumption) -> None:
         """The server cannot resume: what was written before may be lost."""
         resumption.lost += len(resumption.journal)
+        for entry in resumption.journal.entries:
+            self._peer.acks.settle(entry, Status.UNAVAILABLE)
         resumption.journal = Journal()
         self._resumption = None
         self._peer.outbox.adopt(resumption.take(), None)
@@ -247,10 +262,13 @@ class EventSession:
         assert self._resumption is not None
         journal = self._resumption.journal
         try:
-            journal.acknowledge(event.upto, event.ranges)
+            handled = journal.acknowledge(event.upto, event.ranges)
         except ProtocolError as exc:
             self._violated(str(exc))
             return False
+        if event.first:  # handled over an earlier connection, which took the EVENT_ACK with it
+            for entry in handled:
+                self._peer.acks.settle(entry, Status.UNAVAILABLE)
         if not len(journal):
             self._settle()
         return True
@@ -262,7 +280,7 @@ class EventSession:
             logger.warning("%d events of %s were lost", missing, self._peer.peer_addr)
 
     def _violated(self, message: str) -> None:
-        self._peer.violated(message)
+        self._peer.violation(message)
 
 
 class _Live:

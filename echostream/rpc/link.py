@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterable, Callable, Coroutine
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass
@@ -28,10 +28,12 @@ from echostream.errors import (
     Unavailable,
 )
 from echostream.protocol import payload as payloads
+from echostream.protocol.hello import Limits
 from echostream.protocol.outbox import QUEUE_HIGH
 from echostream.protocol.resumption import Entry, Resumption
-from echostream.rpc.call import Metadata, encode_metadata
-from echostream.rpc.caller import Caller, Delivery, check_options
+from echostream.rpc.acks import Emitters
+from echostream.rpc.call import Metadata, _current, encode_metadata
+from echostream.rpc.caller import Bare, Delivery, check_options, wait_turn
 from echostream.rpc.peer import Peer
 from echostream.rpc.registry import check_name
 from echostream.rpc.scheduled import add_at
@@ -133,12 +135,17 @@ def is_final(error: BaseException) -> bool:
 class Link:
     """Keeps a client connected. ``connect`` makes one connection, and returns its peer once the
     ``on_connect`` hooks are through; it is told whether to try another server than the last time.
+    ``limits`` are those of this side.
     """
 
     def __init__(
-        self, options: Reconnect, connect: Callable[[bool], Coroutine[Any, Any, Peer]]
+        self,
+        options: Reconnect,
+        connect: Callable[[bool], Coroutine[Any, Any, Peer]],
+        limits: Limits,
     ) -> None:
         self._options = options
+        self._limits = limits
         self._connect = connect
         self._peer: Peer | None = None
         self._young: Peer | None = None
@@ -150,6 +157,10 @@ class Link:
         self._suspect: Peer | None = None
         self.resumption = Resumption(secrets.token_bytes(16))
         """The event session, for each connection's peer to take along."""
+        self.emitters = Emitters()
+        """Those who wait until their event is acknowledged."""
+        self.pumps: set[asyncio.Task[None]] = set()
+        """Tasks that stand around calls with many results."""
         self._last: Peer | None = None
         self._handover: asyncio.Task[None] | None = None
         self._connections = self._failures = self._retried = self._unknown = 0
@@ -283,6 +294,7 @@ class Link:
     def _end(self, error: EchoStreamError) -> None:
         if self._error is None:
             self._error = error
+            self.emitters.fail(error)
             self._tell()
 
     async def _keep(self, first: asyncio.Task[Peer]) -> None:
@@ -356,6 +368,11 @@ class Link:
 
     # Calls.
 
+    def decoder(self, annotation: Any) -> Callable[[bytes], Any]:
+        """As :meth:`Peer.decoder`, whether there is a connection or not."""
+        limits = self._limits
+        return payloads.decoder(annotation, max_depth=limits.nesting, max_items=limits.items)
+
     async def request(
         self,
         method: str,
@@ -366,7 +383,10 @@ class Link:
         idempotent: bool,
         **options: Any,
     ) -> Any:
-        """As :meth:`Caller.request`, over as many connections as it takes."""
+        """As :meth:`Caller.request`, over as many connections as it takes. A call with a stream of
+        arguments is made again only while none of them was taken."""
+        if isinstance(payload, AsyncIterable):
+            idempotent = False
         loop = asyncio.get_running_loop()
         started = loop.time()
         limit = min((each for each in (timeout, max_age) if each is not None), default=None)
@@ -376,7 +396,7 @@ class Link:
             peer = await self._next_peer(method, patience, idempotent)
             passed = loop.time() - started
             try:
-                return await _OnePeer(peer).request(
+                return await Bare(peer).request(
                     method,
                     payload,
                     timeout=None if timeout is None else max(timeout - passed, 1e-6),
@@ -397,6 +417,20 @@ class Link:
                     raise
             self._retried += 1
             passed = loop.time() - started
+
+    async def turn(self, method: str, timeout: float | None) -> tuple[Peer, float | None]:
+        """Wait until a streaming call may leave: where to, and what is left of ``timeout``."""
+        loop = asyncio.get_running_loop()
+        end = None if timeout is None else loop.time() + timeout
+        left = timeout
+        while True:
+            peer = await self._next_peer(method, left, False)
+            left = None if end is None else max(end - loop.time(), 1e-6)
+            try:
+                return peer, await wait_turn(peer, method, left, None)
+            except (ConnectionClosed, Unavailable) as error:
+                if not error.unserved:
+                    raise
 
     async def _next_peer(self, method: str, patience: float | None, idempotent: bool) -> Peer:
         peer = self._peer_now()
@@ -420,14 +454,38 @@ class Link:
         metadata: Metadata | None,
         priority: int,
         at: int | None,
+        ack: bool,
+        timeout: float | None,
     ) -> None:
         """As :meth:`Caller.emit`; between connections a reliable event is kept for the next one,
-        and one that goes as a DATAGRAM is lost."""
+        and one that goes as a DATAGRAM is lost. With ``ack`` it waits over as many connections as
+        it takes, and ends with ``Unavailable`` where one took the acknowledgement with it."""
+        check_name(event, "emit")
+        check_options(max_age=max_age, priority=priority, delivery=delivery, timeout=timeout)
+        if (ack or timeout is not None) and (delivery != "reliable" or not ack):
+            raise ConfigurationError("timeout goes with ack=True, and that is reliable")
+        try:
+            async with asyncio.timeout(timeout):
+                await self._emit(event, payload, delivery, max_age, metadata, priority, at, ack)
+        except TimeoutError:
+            raise DeadlineExceeded(f"not acknowledged within {timeout:g} s", method=event) from None
+
+    async def _emit(
+        self,
+        event: str,
+        payload: Any,
+        delivery: Delivery,
+        max_age: float | None,
+        metadata: Metadata | None,
+        priority: int,
+        at: int | None,
+        ack: bool,
+    ) -> None:
         while True:
             peer = self._peer_now()
             if peer is not None:
                 try:
-                    await _OnePeer(peer).emit(
+                    await Bare(peer).emit(
                         event,
                         payload,
                         delivery=delivery,
@@ -435,6 +493,7 @@ class Link:
                         metadata=metadata,
                         priority=priority,
                         at=at,
+                        ack=ack,
                     )
                     return
                 except (ConnectionClosed, Unavailable) as error:
@@ -443,9 +502,11 @@ class Link:
                     continue  # it was not queued
             if self._error is not None:
                 raise copy(self._error)
-            check_name(event, "emit")
-            check_options(max_age=max_age, priority=priority, delivery=delivery)
-            extra = encode_metadata(metadata if at is None else add_at(metadata, at))
+            serving = _current.get()
+            own_metadata = metadata if at is None else add_at(metadata, at)
+            if serving is not None:
+                own_metadata = serving.trace(own_metadata)
+            extra = encode_metadata(own_metadata)
             data = payloads.encode(payload)
             if delivery == "realtime":
                 return
@@ -453,21 +514,19 @@ class Link:
                 now = asyncio.get_running_loop().time()
                 deadline = float("inf") if max_age is None else now + max_age
                 own = -1 if priority == 3 else priority
-                self.resumption.keep(Entry(0, deadline, event, data, extra, own))
+                token = self.emitters.token() if ack else -1
+                self.resumption.keep(Entry(0, deadline, event, data, extra, own, token))
+                if ack:
+                    await self.emitters.wait(token, event, None)
                 return
             await self._wait_news()
 
     def _peer_now(self) -> Peer | None:
         """The peer that this task's calls go to."""
         young = self._young
-        return young if young is not None and young is _opening.get() else self.peer
-
-
-class _OnePeer(Caller):
-    """The calls of one connection."""
-
-    def __init__(self, peer: Peer) -> None:
-        self._live_peer = peer
+        if young is None or young is not _opening.get() or young.ended or young.going_away:
+            return self.peer
+        return young
 
 
 async def _wait_over(peer: Peer) -> None:

@@ -27,9 +27,12 @@ from echostream.protocol.frames import CLOCK
 from echostream.protocol.hello import Limits
 from echostream.protocol.outbox import QUEUE_HIGH, QUEUE_LOW
 from echostream.protocol.session import ProtocolSession, clip
+from echostream.rpc.acks import Acknowledgements
+from echostream.rpc.call import decode_metadata
 from echostream.rpc.clock import ClockDriver
 from echostream.rpc.dispatch import Dispatcher, Routes
 from echostream.rpc.event_session import EventSession
+from echostream.rpc.serving import FlowEvents
 from echostream.transport import engine as en
 from echostream.transport.connection import Connection, closed_error
 from echostream.transport.quic.budget import Budget
@@ -76,6 +79,12 @@ class Peer:
         self.protocol = ProtocolSession(connection.engine, limits, total)
         self.clock = ClockDriver(connection, self.loop, now_ns)
         self.calls: dict[int, asyncio.Future[bytes] | None] = {}
+        self.trailers: dict[int, list[bytes]] = {}
+        """Where the metadata of an answer goes, by call: for those who ask for it."""
+        self.pumps: set[asyncio.Task[None]] = set()
+        """Tasks that send the arguments of streaming calls."""
+        self._flows = FlowEvents(self)
+        self.acks = Acknowledgements(self)
         self.senders: dict[int, StreamSender] = {}
         self.receivers: dict[int, StreamReceiver] = {}
         self.busy = False
@@ -120,8 +129,14 @@ class Peer:
             ev.ResponseReceived: self._on_response,
             ev.ErrorReceived: self._on_error,
             ev.CallCancelled: self.dispatcher.cancel,
+            ev.CallOpened: self._flows.opened,
+            ev.ItemReceived: self._flows.item,
+            ev.ItemRefused: self._flows.refused,
+            ev.CreditReceived: self._flows.credit,
+            ev.CallStreamEnded: self._flows.stream_ended,
             ev.EventReceived: self.dispatcher.event,
-            ev.EventSkipped: lambda event: self.events.handled(event.number),
+            ev.EventSkipped: self.dispatcher.event_skipped,
+            ev.EventAcknowledged: self.acks.received,
             ev.ResumeReceived: lambda event: self.events.received(event),
             ev.StreamOpened: self.dispatcher.stream_opened,
             ev.StreamAccepted: self._on_stream_accepted,
@@ -132,7 +147,7 @@ class Peer:
             ev.ClockReceived: lambda event: self.clock.receive(event.frame),
             ev.GoAwayReceived: self._on_go_away,
             ev.WelcomeReceived: self._on_welcome,
-            ev.ProtocolViolation: lambda event: self.violated(event.message),
+            ev.ProtocolViolation: lambda event: self.violation(event.message),
         }
 
     # Facts.
@@ -258,6 +273,8 @@ class Peer:
             _release(self._call_waiters)
         if self._event_waiters and outbox.event_bytes <= QUEUE_LOW:
             _release(self._event_waiters)
+        if outbox.expired_acks:
+            self.acks.fail_expired()
         if self._drain_waiters:
             _release(self._drain_waiters)
         self.clock.before_flush()  # last: the stamps are those of the wire
@@ -342,10 +359,10 @@ class Peer:
         while self.outbox.call_bytes > QUEUE_HIGH:
             await self._wait(self._call_waiters)
 
-    async def wait_event_room(self) -> None:
-        """Wait until so few events are queued that another one may be."""
+    async def wait_event_room(self, most: int = QUEUE_HIGH) -> None:
+        """Wait until at most ``most`` bytes of events are queued."""
         self.check_open()
-        while self.outbox.event_bytes > QUEUE_HIGH:
+        while self.outbox.event_bytes > most:
             await self._wait(self._event_waiters)
         if self._going_away and self.events.leaves_behind:
             raise self._leaving()
@@ -409,6 +426,8 @@ class Peer:
             self.stray()
             return None
         future = self.calls.pop(call_id)
+        if self.protocol.flows:
+            self.protocol.close_flow(call_id)
         if self._slot_waiters:
             self._release_slot()
         return None if future is None or future.done() else future
@@ -423,8 +442,16 @@ class Peer:
 
     def _on_response(self, event: ev.ResponseReceived) -> None:
         future = self._answered(event.call_id)
+        if event.metadata is not None and event.call_id in self.trailers:
+            self.trailers[event.call_id].append(event.metadata)
         if future is not None:
             future.set_result(event.payload)
+
+    def fail_own_call(self, call_id: int, status: Status, message: str) -> None:
+        """A call of ours ends without an answer of its handler."""
+        future = self._answered(call_id)
+        if future is not None:
+            future.set_exception(error_for(status, message))
 
     def _on_error(self, event: ev.ErrorReceived) -> None:
         details = None
@@ -434,6 +461,11 @@ class Peer:
             except InvalidPayload:
                 logger.debug("details of an error from %s cannot be read", self.peer_addr)
         error = error_for(event.status, event.message, details=details)
+        if event.metadata is not None:
+            try:
+                error.metadata = decode_metadata(event.metadata)
+            except InvalidPayload:
+                logger.debug("metadata of an error from %s cannot be read", self.peer_addr)
         if event.unserved:
             error.unserved = True
             self._take_leave(event.message)
@@ -497,8 +529,8 @@ class Peer:
         error.unserved = True
         return error
 
-    def violated(self, message: str) -> None:
-        """The peer broke the protocol: close."""
+    def violation(self, message: str) -> None:
+        """The peer broke the protocol: the connection ends."""
         logger.warning("peer %s broke the protocol: %.256r", self.peer_addr, message)
         self.close(Close.PROTOCOL_ERROR, message)
 
@@ -550,9 +582,11 @@ class Peer:
             # Whoever waits for an answer to what it carried would wait for ever.
             what = f"lane {event.stream_id}" if lane else "the stream of a large call"
             why = _STOPPED.get(event.code, f"code {event.code:#x}")
-            self.violated(f"{what} was stopped: {why}")
+            self.violation(f"{what} was stopped: {why}")
             return
         self.connection.engine.reset_stream(event.stream_id, event.code)
+        if self._flows.stopped(event.stream_id):
+            return
         for sender in list(self.senders.values()):
             if sender.stream_id == event.stream_id:
                 sender.stopped(event.code, "")
@@ -594,6 +628,9 @@ class Peer:
                 lost.unserved = True
                 waiter.set_exception(lost)
         self.calls.clear()
+        self.trailers.clear()
+        self._flows.connection_lost()
+        self.acks.connection_lost(error)
         self.outbox.clear()
         self._stream_waiters.clear()
         for sender in list(self.senders.values()):

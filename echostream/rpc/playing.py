@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from echostream.errors import ProtocolError
+from echostream.media.clock import ClockSync
 from echostream.media.codec import Decoder
 from echostream.media.frame import AudioFormat
 from echostream.media.playout import Playout, PlayoutStatistics
@@ -29,6 +30,10 @@ MAX_TIMESTAMP = 1 << 62
 PACE = 1.0005
 """What waits is released a little faster than real time (less than a cent), so that a sender with a
 fast clock does not lengthen the queue for ever."""
+CLOCK_EVERY_S = 1.0
+TRUSTED_PPM = 100.0
+"""The largest error that the session clock may admit of its drift (its bound; the true error is
+far below) for the playout to begin from it."""
 
 
 class Player(Protocol):
@@ -149,6 +154,9 @@ class AdaptiveFeed(PlayoutFeed):
     """Of a playout that finds its own delay: time is counted from the first packet on."""
 
     playout: Playout
+    sync: ClockSync | None = None
+    """The session's clock: what it knows of the sender's drift, a live stream need not learn."""
+    _sync_due = 0.0
     _origin_s = 0.0
     _origin = -1
 
@@ -165,6 +173,9 @@ class AdaptiveFeed(PlayoutFeed):
         return 0.0
 
     def _push(self, event: MediaReceived, arrival: float) -> None:
+        if event.stream_id < 0 and arrival >= self._sync_due:
+            self._sync_due = arrival + CLOCK_EVERY_S
+            self._follow_clock()
         self.playout.push_packet(
             event.sequence_number,
             event.timestamp,
@@ -174,10 +185,16 @@ class AdaptiveFeed(PlayoutFeed):
             bool(event.flags & MEDIA_DTX),
         )
 
+    def _follow_clock(self) -> None:
+        sync = self.sync
+        if sync is not None and sync.synchronized and sync.drift_bound_ppm <= TRUSTED_PPM:
+            self.playout.feed_forward_ppm = sync.drift_ppm
+
 
 class SyncFeed(PlayoutFeed):
     """Of a playout that keeps to the sender's times."""
 
+    lead_s = SYNC_LEAD_S
     playout: SyncPlayout
     decoder: Decoder | None = None
     """Of a stream that is encoded."""
@@ -195,8 +212,7 @@ class SyncFeed(PlayoutFeed):
         super().end()
 
     def _lead(self, event: MediaReceived, now: float) -> float:
-        assert event.capture_ts is not None
-        return self.playout.ahead_ns(event.capture_ts) / 1e9
+        return 0.0 if event.capture_ts is None else self.playout.ahead_ns(event.capture_ts) / 1e9
 
     def _push(self, event: MediaReceived, arrival: float) -> None:
         if event.capture_ts is None:

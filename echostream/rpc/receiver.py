@@ -16,6 +16,7 @@ from echostream.errors import (
     EchoStreamError,
     InvalidPayload,
     ProtocolError,
+    ResourceExhausted,
     StreamReset,
 )
 from echostream.media.codec import PCM
@@ -57,7 +58,8 @@ class ReceiverStatistics:
     (realtime; known from sequence numbers, and exactly when the sender has ended): what was sent is
     ``packets`` and ``lost``. ``duplicates``: came again. ``overdue``: ``recv_aligned`` handed them
     out after the time at which they were to be heard. ``undecodable``: are no packets of the
-    stream's codec, and were passed over like lost ones.
+    stream's codec, and were passed over like lost ones. ``playout`` or, with its profile "sync",
+    ``sync``: what the playout counts.
     """
 
     packets: int
@@ -68,9 +70,10 @@ class ReceiverStatistics:
     dropped: int
     stale: int
     queued: int
-    playout: PlayoutStatistics | SyncStatistics | None = None
+    playout: PlayoutStatistics | None = None
     overdue: int = 0
     undecodable: int = 0
+    sync: SyncStatistics | None = None
 
 
 class StreamReceiver:
@@ -182,6 +185,22 @@ class StreamReceiver:
             samples, self.format, event.timestamp, event.capture_ts, event.sequence_number
         )
 
+    async def read_all(self, limit: int = 64 * 1024 * 1024) -> bytes:
+        """All that is left of a stream of bytes, to its clean end. Raises ``ResourceExhausted``,
+        and stops the stream, above ``limit`` bytes; else as :meth:`recv`."""
+        if self.format is not None:
+            raise ConfigurationError(f"stream {self.name!r} carries audio, not bytes")
+        parts: list[bytes] = []
+        size = 0
+        while (item := await self.recv()) is not None:
+            assert isinstance(item, bytes)
+            size += len(item)
+            if size > limit:
+                self.close(Reset.TOO_LARGE)
+                raise ResourceExhausted(f"stream {self.name!r} has more than limit={limit} bytes")
+            parts.append(item)
+        return b"".join(parts)
+
     @overload
     def playout(
         self,
@@ -230,6 +249,8 @@ class StreamReceiver:
         else:
             playout = CodecPlayout(format, self.codec, profile=profile, **options)
             feed = AdaptiveFeed(playout, *feed_options)
+        if isinstance(feed, AdaptiveFeed):
+            feed.sync = peer.clock.sync
         self._feed = feed
         waiting = [item for _, item in self._queue]
         self._queue.clear()
@@ -313,11 +334,12 @@ class StreamReceiver:
         """A snapshot of the counters."""
         lost = 0
         feed = self._feed
-        playing = feed.playout.statistics() if feed else None
+        seen = feed.playout.statistics() if feed else None
+        playing, sync = (None, seen) if isinstance(seen, SyncStatistics) else (seen, None)
         undecodable = self._undecodable
         if feed is not None:
             undecodable += feed.undecodable
-        if isinstance(playing, PlayoutStatistics) and playing.codec is not None:
+        if playing is not None and playing.codec is not None:
             undecodable += playing.codec.undecodable
         if self.realtime:
             expected = self._expected_before + self._highest + 1
@@ -334,6 +356,7 @@ class StreamReceiver:
             playing,
             0 if self._timeline is None else self._timeline.overdue,
             undecodable,
+            sync,
         )
 
     def close(self, code: int = Reset.CANCELLED) -> None:

@@ -9,8 +9,18 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import typing
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, TypeVar
@@ -18,6 +28,8 @@ from typing import Any, TypeVar
 from echostream.errors import ConfigurationError
 from echostream.media.frame import AudioFormat
 from echostream.protocol import payload as payloads
+from echostream.rpc.interceptors import Interceptor, intercepted
+from echostream.rpc.serving import served_call
 
 __all__ = ["Kind", "Registry", "Route", "declared_name", "handler", "listener", "stream_handler"]
 
@@ -32,6 +44,9 @@ class Kind(Enum):
     HANDLER = "handler"
     LISTENER = "listener"
     STREAM = "stream_handler"
+
+
+_KIND_WORDS = {Kind.HANDLER: "call", Kind.LISTENER: "event", Kind.STREAM: "stream"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +156,14 @@ class Route:
     decode: Callable[[bytes], Any] | None
     formats: tuple[AudioFormat, ...] = ()
     annotation: Any = None
+    takes_items: bool = False
+    """The argument is an iterator over items, and ``annotation`` is that of one."""
+    yields: bool = False
+    """The result is many items."""
+    result: Any = None
+    """The annotation of the result, of one item where it is many."""
+    streaming: bool = False
+    """Either of the two."""
     requires: frozenset[str] = frozenset()
 
 
@@ -152,6 +175,7 @@ class Registry:
         self._context_types = context_types
         self._other_side = other_side
         self._routes: dict[str, Route] = {}
+        self._patterns: list[tuple[re.Pattern[str], Route]] = []
 
     def add(self, name_or_function: Any, function: Callable[..., Any] | None = None) -> None:
         """Register ``add(fn)`` (decorated) or ``add("name", fn)``."""
@@ -172,6 +196,12 @@ class Registry:
             attached = getattr(function, _MARK, None)
             if isinstance(attached, Declaration) and attached.kind is self._kind:
                 formats, requires = attached.formats, attached.requires
+        if self._kind is Kind.LISTENER and any(
+            "*" in part and part not in ("*", "**") for part in name.split(".")
+        ):
+            raise ConfigurationError(
+                f"listener {name!r}: * and ** stand for whole segments, as in 'user.*'"
+            )
         if name in self._routes:
             raise ConfigurationError(
                 f"a {what} for {name!r} is registered already "
@@ -179,8 +209,11 @@ class Registry:
             )
         self._routes[name] = replace(self._bind(name, function, formats), requires=requires)
 
-    def frozen(self, max_depth: int, max_items: int) -> Registry:
-        """A copy that what is added later does not change, with these limits on payloads."""
+    def frozen(
+        self, max_depth: int, max_items: int, interceptors: Sequence[Interceptor] = ()
+    ) -> Registry:
+        """A copy that what is added later does not change, with these limits on payloads, inside
+        these interceptors."""
         copy = Registry(self._kind, self._context_types, self._other_side)
         for name, route in self._routes.items():
             if route.decode is not None:
@@ -188,12 +221,28 @@ class Registry:
                     route.annotation, max_depth=max_depth, max_items=max_items
                 )
                 route = replace(route, decode=decode)
+            if interceptors:
+                route = intercepted(route, _KIND_WORDS[self._kind], interceptors)
             copy._routes[name] = route
+        if self._kind is Kind.LISTENER:
+            names = sorted((n for n in copy._routes if "*" in n), key=_specificity)
+            copy._patterns = [(_pattern(name), copy._routes[name]) for name in names]
         return copy
 
     def get(self, name: str) -> Route | None:
         """The route of this name."""
         return self._routes.get(name)
+
+    def match(self, name: str) -> Route | None:
+        """The listener of an event: that of its name, else of the most specific pattern, which is
+        the one with the most text before its first ``*``, then the one with the fewest ``**``."""
+        route = self._routes.get(name)
+        if route is not None or not self._patterns:
+            return route
+        for pattern, found in self._patterns:
+            if pattern.fullmatch(name):
+                return found
+        return None
 
     @property
     def requiring(self) -> list[str]:
@@ -215,12 +264,12 @@ class Registry:
         self, name: str, function: Callable[..., Any], formats: tuple[AudioFormat, ...]
     ) -> Route:
         where = f"{self._kind.value} {name!r} ({_shown(function)})"
-        if inspect.isasyncgenfunction(_plain(function)):
+        yields = inspect.isasyncgenfunction(_plain(function))
+        if yields and self._kind is not Kind.HANDLER:
             raise ConfigurationError(
-                f"{where} is an async generator: return one result, or open a stream "
-                "(session.create_stream) for many"
+                f"{where} is an async generator: only request handlers answer with many results"
             )
-        if not inspect.iscoroutinefunction(_plain(function)):
+        if not yields and not inspect.iscoroutinefunction(_plain(function)):
             raise ConfigurationError(f"{where} must be declared with `async def`")
         parameters = _parameters(function, where)
         hints = _hints(function, where)
@@ -249,13 +298,53 @@ class Registry:
             )
         decode = None
         annotation = hints.get(rest[0].name, Any) if rest else None
+        item = item_type(annotation) if self._kind is Kind.HANDLER else None
+        if item is not None:
+            annotation = item[0]
         if rest and self._kind is not Kind.STREAM:
             try:
                 decode = payloads.decoder(annotation)
             except ConfigurationError as exc:
                 raise ConfigurationError(f"{where}: {exc}") from None
         call = _caller(function, wants_context, bool(rest))
-        return Route(name, function, call, decode, formats, annotation)
+        result = hints.get("return", Any)
+        if yields:
+            result = (item_type(result) or (Any,))[0]
+        if yields or item is not None:
+            call = served_call(call, yields)
+        return Route(
+            name,
+            function,
+            call,
+            decode,
+            formats,
+            annotation,
+            takes_items=item is not None,
+            yields=yields,
+            result=result,
+            streaming=yields or item is not None,
+        )
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    """``*`` is one segment between dots, ``**`` one or more."""
+    parts = [
+        ".+" if part == "**" else "[^.]+" if part == "*" else re.escape(part)
+        for part in name.split(".")
+    ]
+    return re.compile(r"\.".join(parts), re.DOTALL)
+
+
+def _specificity(name: str) -> tuple[int, int, str]:
+    return -name.index("*"), name.count("**"), name
+
+
+def item_type(annotation: Any) -> tuple[Any] | None:
+    """Of an annotation ``AsyncIterator[T]`` (or ``AsyncIterable``, ``AsyncGenerator``), ``T``."""
+    origin = typing.get_origin(annotation) or annotation
+    if origin not in (AsyncIterator, AsyncIterable, AsyncGenerator):
+        return None
+    return ((*typing.get_args(annotation), Any)[0],)
 
 
 def _caller(

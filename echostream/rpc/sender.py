@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -86,6 +86,7 @@ class StreamBuilder:
         self._codec = _codec_for(codec, format)
         self._realtime = delivery == "realtime"
         self._metadata = encode_metadata(metadata)
+        self._intercept: Callable[[Any], Awaitable[StreamSender]] | None = None
         self._priority = priority
         self._timeout = timeout
         if max_age is not None and not self._realtime:
@@ -108,8 +109,21 @@ class StreamBuilder:
         self._delay_ns = playout_delay_ns(playout_delay)
         return self
 
+    def intercept(self, around: Callable[[Any], Awaitable[StreamSender]]) -> None:
+        """Open it through ``around``, which is given a function from metadata to the stream."""
+        self._intercept = around
+
     async def build(self) -> StreamSender:
         """Open the stream; returns when the other side has accepted it."""
+        if self._intercept is None:
+            return await self._open()
+        return await self._intercept(self._open_with)
+
+    async def _open_with(self, metadata: Metadata) -> StreamSender:
+        self._metadata = encode_metadata(metadata)
+        return await self._open()
+
+    async def _open(self) -> StreamSender:
         peer = self._peer
         peer.check_open()
         if self._realtime and not peer.connection.engine.max_datagram_payload:

@@ -53,6 +53,13 @@ async def say(session: Session, text: str) -> None:
     session.server_ctx.set("said", text)
 
 
+@handler("count")
+async def count(start: int):
+    "Count on."
+    for number in range(start, start + 3):
+        yield number
+
+
 @handler("said")
 async def said(session: Session) -> str:
     return session.server_ctx.get("said")
@@ -87,6 +94,8 @@ def make():
         .handler(fail)
         .handler(leave)
         .handler(said)
+        .handler(count)
+        .introspection()
         .listener(say)
         .listener(hang_up)
         .on_connect(tick)

@@ -43,6 +43,26 @@ def test_what_json_does_not_have_is_written_as_what_it_has(cli: Cli, server: Ser
     assert json.loads(cli("call", server.address, "mixed").out) == json.loads(done.out)
 
 
+def test_call_prints_many_results(cli: Cli, server: Served) -> None:
+    assert cli("call", server.address, "count", "5", "--stream") == Result(0, "5\n6\n7\n", "")
+    done = cli("call", server.address, "count", "5")
+    assert done.status == 1
+    assert "request_stream" in done.err
+
+
+def test_call_lists_what_there_is(cli: Cli, server: Served) -> None:
+    lines = cli("call", server.address, "--list").out.splitlines()
+    assert "method math.double (integer) -> integer" in lines
+    assert "method count (integer) -> any...  # Count on." in lines
+    assert "event say (string)" in lines
+    found = json.loads(cli("call", server.address, "--list", "--json").out)
+    assert "hello" in [entry["name"] for entry in found["methods"]]
+    document = json.loads(cli("call", server.address, "--schema").out)
+    assert document["channels"]["hello"]["messages"]["argument"] == {"payload": {"type": "string"}}
+    assert cli("call", server.address, "hello", "--list").status == 2
+    assert cli("call", server.address).status == 2
+
+
 def test_an_event_arrives(cli: Cli, server: Served) -> None:
     assert cli("emit", server.address, "say", '"good evening"') == Result(0, "", "")
     assert cli("call", server.address, "said") == Result(0, "good evening\n", "")

@@ -33,7 +33,8 @@ from echostream import (
 )
 from echostream.discovery import Browser, ServiceChange, discover_services
 from echostream.discovery.resolver import MAX_INSTANCES
-from echostream.finding import configured_addresses
+from echostream.discovery.service import Service
+from echostream.finding import MAX_CANDIDATES, _Hunt, configured_addresses
 from echostream.transport.known_services import KnownServices
 from echostream.transport.ticket import Ticket
 
@@ -269,6 +270,32 @@ async def test_without_multicast_addresses_and_tickets_work(
         failed = await outcome(RpcClient.discover("Nothing", timeout=1)._connect())
         assert isinstance(failed, DiscoveryError)
         assert "No such device" in str(failed)
+
+
+@real
+async def test_a_server_where_no_multicast_is_says_so_and_serves(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    try:
+        started = announced(fresh_name(), host="::1").build()
+        await started.start()
+    except ConfigurationError:
+        pytest.skip("no IPv6 here")
+    async with RpcClient.connect(started.address, fingerprint=started.fingerprint) as client:
+        assert await client.request("greeting") == "hello"
+    await started.shutdown()
+    assert "::1 carries no multicast" in caplog.text
+
+
+@real
+async def test_a_search_looks_at_so_many_announcements_and_no_more() -> None:
+    """One service that is another one with every packet."""
+    config = RpcClient.builder().discover("x", timeout=5).trust(insecure=True).build()._config
+    hunt = await _Hunt.begin(config, joining=False)
+    for index in range(3 * MAX_CANDIDATES):
+        hunt._consider(Service(name="x", instance="x", addresses=("10.0.0.1",), port=index + 1))
+    assert len(hunt._waiting) + len(hunt._doubtful) + len(hunt._attempts) <= MAX_CANDIDATES
+    await hunt.end()
 
 
 @real

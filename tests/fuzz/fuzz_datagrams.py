@@ -73,6 +73,14 @@ class Target:
         self.address = ("10.77.0.1", 1000)
         self.used = 0
         self.seen: list[bytes] = []
+        carry = network.memory.carry
+
+        def remember(datagrams: list[tuple[bytes, Any]], source: tuple[str, int]) -> None:
+            if source[0] == self.address[0]:
+                self.seen = (self.seen + [data for data, _ in datagrams])[-50:]
+            carry(datagrams, source)
+
+        network.memory.carry = remember  # type: ignore[method-assign]
 
     async def connect(self) -> None:
         """A victim whose packets are remembered, to be replayed and mutated."""
@@ -80,13 +88,6 @@ class Target:
         engine = client_engine(QuicOptions(), server_name="localhost", verify=False)
         client = self.network.memory.endpoint("10.77.0.1")
         connection = client.connect(engine, SERVER)
-        send = connection._send
-
-        def remember(datagrams: Any) -> None:
-            self.seen = (self.seen + [data for data, _ in datagrams])[-50:]
-            send(datagrams)
-
-        connection._send = remember
         await connection.wait_connected()
         await asyncio.sleep(0.05)
         if self.victim is not None:

@@ -10,7 +10,7 @@ from opus_support import needs_opus
 
 from echostream import AudioFormat, AudioFrame, ConfigurationError
 from echostream.contrib.opus import Opus
-from echostream.media import jitter, jitter_twin
+from echostream.media import jitter, jitter_twin, playout_py
 from echostream.media.codec import PCM
 from echostream.media.decoded import CodecPlayout
 
@@ -24,9 +24,10 @@ FRAME = FORMAT.frame
 
 @pytest.fixture(params=["compiled", "twin"])
 def ring(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Both rings."""
+    """Both rings, each with its loop."""
     if request.param == "twin":
         monkeypatch.setattr(jitter, "JitterRing", jitter_twin.JitterRing)
+        monkeypatch.setattr("echostream.media.playout.PlayoutLoop", playout_py.PlayoutLoop)
     return jitter
 
 

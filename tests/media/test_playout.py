@@ -13,7 +13,7 @@ import pytest
 from audio_signals import log_spectral_distance, music, speech
 
 from echostream.errors import ConfigurationError
-from echostream.media import jitter_twin
+from echostream.media import jitter_twin, playout_py
 from echostream.media.frame import AudioFormat, AudioFrame
 from echostream.media.playout import Playout
 
@@ -67,8 +67,8 @@ def play(packets, seconds, *, pull=480, dtype=np.float32, rate=RATE, playout=Non
             playout.push_packet(*packet[1:4], packet[0], *packet[4:])
             packet = next(waiting)
         assert playout.pull_into(out[turn * pull : (turn + 1) * pull], now) == pull
-        late_by[turn] = playout._error
-        ratio[turn] = playout._drift.ratio
+        late_by[turn] = playout._loop.error_ns
+        ratio[turn] = playout._loop.ratio
     return Run(playout, out, late_by, ratio)
 
 
@@ -92,27 +92,32 @@ def roughness(samples):
 # Drift.
 
 
+@pytest.mark.parametrize("jitter_ms", [0.5, 5.0])
 @pytest.mark.parametrize("ppm", [-1000, 1000])
-def test_ten_minutes_of_a_sender_that_is_off_by_1000_ppm(ppm):
+def test_ten_minutes_of_a_sender_that_is_off_by_1000_ppm(ppm, jitter_ms):
+    """The level error is that of the playout delay against its target, from the first pull that is
+    heard to the last: what jitter does to the fill of the buffer is no error."""
     rate = 16_000
-    packets = packets_of(tone(601, rate=rate), 320, jitter_ms=0.5, ppm=ppm, rate=rate)
-    run = play(packets, 599, pull=320, rate=rate, profile="music", min_delay=0.01)
+    packets = packets_of(tone(601, rate=rate), 320, jitter_ms=jitter_ms, ppm=ppm, rate=rate)
+    bounds = {"target_late": 0.0001, "min_delay": 0.01 if jitter_ms < 1 else 0.03}
+    run = play(packets, 599, pull=320, rate=rate, profile="music", **bounds)
     stats = run.playout.statistics()
     assert stats.buffer.concealed_frames == stats.buffer.skipped_frames == 0, "underrun or overrun"
     assert stats.buffer.late == stats.buffer.overflows == 0
-    settled = slice(15 * 50, None)  # the start delay of 40 ms is left at 0.5 %
-    assert np.sqrt(np.mean(run.late_by[settled] ** 2)) < 1e6
+    heard = int(np.flatnonzero(run.out[:, 0])[0]) // 320 + 1
+    assert np.sqrt(np.mean(run.late_by[heard:] ** 2)) < 1e6
     assert np.max(np.abs(np.diff(run.ratio))) <= 1000e-6 * 0.02 + 1e-9
     assert np.max(np.abs(run.ratio - 1)) <= 5000e-6
-    assert stats.drift_ppm == pytest.approx(ppm, abs=20)
+    assert stats.drift_ppm == pytest.approx(ppm, abs=50)
     distortion = distortion_db(run.out[rate:, 0], rate=rate, block=1600)
     assert np.max(distortion) < -80
     assert np.median(distortion) < -90
 
 
-def test_no_cycle_slips_in_a_minute():
+@pytest.mark.parametrize("ppm", [-1000, 700, 1000])
+def test_no_cycle_slips_in_a_minute(ppm):
     """No period of the tone is longer or shorter than the ratio can make it."""
-    run = play(packets_of(tone(61), 960, jitter_ms=0.5, ppm=700), 60, pull=960, profile="music")
+    run = play(packets_of(tone(61), 960, jitter_ms=0.5, ppm=ppm), 60, pull=960, profile="music")
     heard = run.out[RATE // 10 :, 0].astype(np.float64)
     ups = np.flatnonzero((heard[:-1] < 0) & (heard[1:] >= 0))
     periods = np.diff(ups + heard[ups] / (heard[ups] - heard[ups + 1]))
@@ -135,9 +140,9 @@ def test_measured_drift_is_fed_forward():
     playout = Playout(AudioFormat(RATE, 1), profile="music")
     playout.feed_forward_ppm = 800.0
     assert playout.feed_forward_ppm == pytest.approx(800.0)
-    run = play(packets_of(tone(21), 960, ppm=800), 20, pull=960, playout=playout)
+    run = play(packets_of(tone(41), 960, ppm=800), 40, pull=960, playout=playout)
     assert run.playout.statistics().drift_ppm == pytest.approx(800, abs=15)
-    assert np.max(np.abs(run.late_by[850:])) < 1e6
+    assert np.max(np.abs(run.late_by[1600:])) < 1e6
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -381,20 +386,31 @@ def test_int16_in_and_out():
     assert abs(int(heard[:, 0].max()) - 16383) < 10
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
 @pytest.mark.parametrize("profile", PROFILES)
-def test_steady_pulling_allocates_nothing(profile):
-    playout = Playout(AudioFormat(RATE, 2), profile=profile)
-    packets = packets_of(tone(8, 440.0, channels=2), 960)
-    out = np.zeros((480, 2), np.float32)
-    counts = []
-    payload = packets[0][3].tobytes()
-    for arrival, number, stamp, _ in packets:
-        playout.push_packet(number, stamp, payload, arrival)
-        playout.pull_into(out, arrival)
-        playout.pull_into(out, arrival + SECOND // 100)
-        if number in (200, 390):
-            counts.append(sys.getallocatedblocks())
-    assert abs(counts[1] - counts[0]) <= 8, "190 packets and 380 pulls"
+def test_steady_pulling_allocates_nothing(profile, dtype):
+    """10,000 pushes and 20,000 pulls, with jitter and loss, leave no block behind."""
+    playout = Playout(AudioFormat(8000, 2), profile=profile)
+    payload = tone(0.02, 440.0, rate=8000, channels=2).tobytes()
+    out = np.zeros((80, 2), dtype)
+    jitter = np.abs(np.random.default_rng(3).normal(0, 2e6, 1024)).astype(np.int64).tolist()
+    push, pull = playout.push_packet, playout.pull_into
+
+    def run(first, last):
+        for number in range(first, last):
+            now = START + number * 20_000_000
+            if number % 100 != 50:
+                push(number, number * 160, payload, now + jitter[number & 1023])
+            pull(out, now)
+            pull(out, now + 10_000_000)
+
+    run(0, 1000)
+    before = after = sys.getallocatedblocks()
+    before = sys.getallocatedblocks()
+    run(1000, 11_000)
+    after = sys.getallocatedblocks()
+    assert after - before <= 2, "the two numbers themselves"
+    assert playout.statistics().buffer.played_frames > 0.95 * 11_000 * 160
 
 
 def test_two_threads_push_and_pull():
@@ -457,6 +473,10 @@ def test_the_plain_python_ring_plays_the_same(profile, monkeypatch):
     signal = speech(16_000, 2)[:, None]
     packets = packets_of(signal, 320, jitter_ms=3.0, lost={30, 31, 60}, rate=16_000)
     compiled = play(packets, 1.9, pull=160, rate=16_000, profile=profile)
+    monkeypatch.setattr("echostream.media.playout.PlayoutLoop", playout_py.PlayoutLoop)
+    half = play(packets, 1.9, pull=160, rate=16_000, profile=profile)
+    assert np.array_equal(compiled.out, half.out)
+    assert compiled.playout.statistics() == half.playout.statistics()
     monkeypatch.setattr("echostream.media.jitter.JitterRing", jitter_twin.JitterRing)
     plain = play(packets, 1.9, pull=160, rate=16_000, profile=profile)
     assert type(plain.playout.buffer.ring) is jitter_twin.JitterRing

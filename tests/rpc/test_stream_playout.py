@@ -197,3 +197,64 @@ async def test_over_quic(delivery):
         await listening
         assert receiver.statistics().playout.buffer.received == 60
         assert np.count_nonzero(np.concatenate(blocks)) > 8000
+
+
+@pytest.mark.parametrize("delivery", ["reliable", "realtime"])
+@virtual
+async def test_the_sync_profile_plays_at_the_capture_time_and_the_delay(delivery):
+    """A reliable stream that hurries waits, and its sender with it."""
+    builder, opened = receiving(profile="sync", output_latency=0.01)
+    async with connected_pair(builder, up=WIRE, down=WIRE) as (server, client):
+        stream = await client.create_stream(
+            "audio", delivery=delivery, format=FORMAT, time_sync=True, playout_delay=0.2
+        )
+        receiver, playout = await opened
+        (session,) = server.context.sessions
+        assert session._peer.clock._schedule.sharp
+        loop = asyncio.get_running_loop()
+        began, signal = round(loop.time() * 1e9), np.ones((32_000, 1), np.float32)
+        heard_at: list[tuple[float, np.ndarray]] = []
+
+        async def listen():
+            async for block in playout.blocks(160):
+                heard_at.append((loop.time(), block))  # noqa: PERF401 - as it comes
+
+        listening = asyncio.create_task(listen())
+        for number, at in enumerate(range(0, len(signal), BLOCK)):
+            if delivery == "realtime":
+                await asyncio.sleep(0.01)
+            await stream.send_with_timestamp(signal[at : at + BLOCK], began + number * 10_000_000)
+        if delivery == "reliable":
+            assert loop.time() - began / 1e9 < 1.5
+        await stream.end()
+        await listening
+        first = next(at for at, block in heard_at if np.abs(block).max() > 0.5)
+        assert abs(first - began / 1e9 - 0.19) < 0.011
+        assert sum(int((block > 0.5).sum()) for _, block in heard_at) == pytest.approx(
+            32_000, abs=60
+        )
+        stats = receiver.statistics()
+        assert stats.playout is None
+        assert stats.sync.received == 200
+        assert stats.sync.late == stats.sync.jumps == stats.sync.early == 0
+        assert stats.sync.output_latency_ns == 10_000_000
+        assert not session._peer.clock._schedule.sharp
+
+
+@virtual
+async def test_the_sync_profile_needs_time_sync():
+    faults: list[Exception] = []
+    done = asyncio.Event()
+
+    async def on_audio(session, stream):
+        try:
+            stream.playout(profile="sync")
+        except ConfigurationError as exc:
+            faults.append(exc)
+        done.set()
+
+    builder = RpcServer.builder().stream_handler("audio", on_audio)
+    async with connected_pair(builder, up=WIRE, down=WIRE) as (_, client):
+        await client.create_stream("audio", format=FORMAT)
+        await done.wait()
+    assert "time_sync=True" in str(faults[0])

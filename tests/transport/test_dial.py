@@ -7,7 +7,7 @@ import socket
 import pytest
 from scripted_engine import EchoAcceptor, EchoEngine, Recorder, until
 
-from echostream.errors import ConfigurationError, ConnectionClosed
+from echostream.errors import ConfigurationError, ConnectionClosed, IdentityError
 from echostream.transport.connection import Connection
 from echostream.transport.dial import dial
 from echostream.transport.endpoint import Endpoint
@@ -214,6 +214,81 @@ def test_a_program_may_end_while_its_socket_lingers():
         connection.close()
         await connection.wait_closed()
         assert not connection.finished
+        await server.close()
+
+    run(main())
+
+
+def test_all_addresses_of_a_server_race():
+    async def main():
+        server, _ = await listen()
+        others = [("127.0.0.1", dead_port()), server.address]
+        connection = await dial("127.0.0.1", dead_port(), EchoEngine, stagger=0.01, others=others)
+        assert connection.peer_address[1] == server.address[1]
+        connection.close()
+        await connection.wait_closed()
+        await server.close()
+
+    run(main())
+
+
+def test_the_first_with_the_right_key_wins_and_not_the_first_that_answers():
+    async def main():
+        wrong, right = (await listen())[0], (await listen())[0]
+        checked = []
+
+        def check(certificate):
+            checked.append(certificate)
+            if len(checked) == 1:
+                raise IdentityError("another key")
+
+        connection = await dial(
+            "127.0.0.1", wrong.address[1], EchoEngine, others=[right.address], check=check
+        )
+        assert connection.peer_address[1] == right.address[1]
+        assert len(checked) == 2
+        connection.close()
+        await connection.wait_closed()
+        await wrong.close()
+        await right.close()
+
+    run(main())
+
+
+def test_where_every_key_is_wrong_that_is_the_error():
+    async def main():
+        server, _ = await listen()
+
+        def check(certificate):
+            raise IdentityError("another key")
+
+        with pytest.raises(IdentityError, match="another key"):
+            await dial(
+                "127.0.0.1",
+                dead_port(),
+                EchoEngine,
+                stagger=0.01,
+                others=[server.address],
+                check=check,
+            )
+        await server.close()
+
+    run(main())
+
+
+def test_a_name_that_is_unknown_is_no_reason_to_leave_out_the_others():
+    async def main():
+        server, _ = await listen()
+
+        async def getaddrinfo(host, port, **options):
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+        asyncio.get_running_loop().getaddrinfo = getaddrinfo
+        connection = await dial("unknown", 1, EchoEngine, others=[server.address])
+        connection.close()
+        await connection.wait_closed()
+        with pytest.raises(ConnectionClosed, match="'unknown' cannot be resolved"):
+            await dial("unknown", 1, EchoEngine, others=[("also-unknown", 2)])
         await server.close()
 
     run(main())

@@ -39,6 +39,7 @@ class _Base:
 
     name = ""
     holds = False
+    skips = False
     raise_rate = math.inf
     lower_rate = math.inf
 
@@ -73,7 +74,9 @@ class EchoStream(_Base):
 
     def __init__(self, late: float = 0.01, profile: str = "voice", start_ms: float = 40.0) -> None:
         rates = PROFILES[profile]
-        self._estimator = DelayEstimator(late, start_ms * MS, 0.0, 2000.0 * MS)
+        self._estimator = DelayEstimator(
+            late, start_ms * MS, 0.0, 2000.0 * MS, rates.start_share, rates.settle_s
+        )
         self._control = PlayoutControl(rates.raise_rate, rates.lower_rate)
         self._start_ns = start_ms * MS
         self._newest = 0
@@ -199,6 +202,7 @@ class Speex(_Base):
     """
 
     name = "speex"
+    skips = True
 
     def __init__(self, tradeoff: float = 1.0) -> None:
         self._tradeoff = tradeoff
@@ -322,7 +326,7 @@ class JackTrip(_Base):
     """
 
     name = "jacktrip"
-    holds = True
+    holds = skips = True
 
     def __init__(self, headroom_ms: float = 0.0) -> None:
         self._gaps: list[float] = []

@@ -22,6 +22,7 @@ __all__ = ["Policy", "simulate"]
 
 class Policy(Protocol):
     """What a policy is asked. ``holds``: an empty buffer stops its playout, not the clock.
+    ``skips``: it goes back by leaving whole packets out, which nobody hears: they count as late.
 
     ``move`` answers by how much (ns) to play later or earlier after ``span_ns`` of playing on;
     ``free`` tells that nothing is being played. ``offset_ns`` is what is added to a send time to
@@ -30,6 +31,7 @@ class Policy(Protocol):
 
     name: str
     holds: bool
+    skips: bool
 
     def start(self, send_ns: int, arrival_ns: int, frame_ns: int) -> int:
         """The first offset."""
@@ -55,6 +57,7 @@ def simulate(trace: Trace, policy: Policy, *, late: float = 0.01) -> Result:
     offset = float(policy.start(send[newest], arrival[newest], frame))
     policy.arrived(send[newest], arrival[newest], offset)
     position, concealed, events, concealing, moved = 1, 0.0, 0, False, 0.0
+    skipped = 0.0
     now = float(arrival[newest])
     for row, sent in enumerate(send):
         span = float(sent - send[row - 1]) if row else float(frame)
@@ -68,11 +71,16 @@ def simulate(trace: Trace, policy: Policy, *, late: float = 0.01) -> Result:
             pause = span > 1.5 * frame
             step = policy.move(now, offset, span, concealing or pause)
             offset += max(step, -span)
+            if policy.skips and step < 0.0 and not (concealing or pause):
+                skipped += min(-step, span)
             moved += abs(step) if not (concealing or pause) else 0.0
         due = sent + offset
         came = arrival[row]
         index = rows[row]
-        if came != LOST and came <= due:
+        if skipped >= 0.999 * frame and came != LOST:
+            skipped -= frame
+            outcome[index] = Outcome.LATE
+        elif came != LOST and came <= due:
             outcome[index] = Outcome.PLAYED
             playout[index] = due
             concealing = False
