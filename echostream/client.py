@@ -391,9 +391,7 @@ class RpcClient(Caller):
             async with asyncio.timeout(min(RESUME_S, config.timeout)):
                 await introduce(peer, config.credentials, kept.fingerprint)
                 completed = await connection.wait_connected()
-                await asyncio.to_thread(
-                    plan.accept, completed.certificate, resumed=kept.fingerprint
-                )
+                await self._accept(plan, completed.certificate, resumed=kept.fingerprint)
         except (ConnectionClosed, TimeoutError):
             peer.close(Close.OK)
             self._link.early(None)
@@ -409,13 +407,19 @@ class RpcClient(Caller):
         connection = await self._dial(plan)
         try:
             completed = await connection.wait_connected()
-            fingerprint = await asyncio.to_thread(plan.accept, completed.certificate)
+            fingerprint = await self._accept(plan, completed.certificate)
         except BaseException as exc:
             connection.close(Close.IDENTITY_REFUSED if isinstance(exc, IdentityError) else Close.OK)
             raise
         self._server_key = fingerprint
         self._proved = plan, fingerprint
         return connection
+
+    async def _accept(
+        self, plan: Plan, certificate: bytes | None, *, resumed: str | None = None
+    ) -> str:
+        """Whether this is the server; it may be written down, away from the loop."""
+        return await asyncio.to_thread(plan.accept, certificate, resumed=resumed)
 
     async def _greeted(self, connection: Connection) -> Peer:
         """Exchange HELLO."""

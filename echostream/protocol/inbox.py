@@ -299,9 +299,7 @@ class Inbox:
                     raise ProtocolError(f"frame of type {parser.type:#x} before HELLO")
                 if parser.oversize:
                     self._on_oversize(parser, incoming)
-                    continue
-                handle = self._on.get(parser.type)
-                if handle is not None:
+                elif (handle := self._on.get(parser.type)) is not None:
                     event = handle(parser, incoming)
                     if event is not None:
                         return event
