@@ -34,7 +34,7 @@ smoke: setup ## every benchmark in process, once and untimed
 
 bench: setup ## compare with the neighbours and write the table into bench/README.md
 	@$(RUN) -m pip install -q --disable-pip-version-check -e '.[bench]' --no-build-isolation
-	$(RUN) -m bench.harness --write bench/README.md
+	$(RUN) -m bench.harness --write bench/README.md --plot bench/neighbours.png
 
 fuzz: setup ## SECONDS=60 of random and mutated input for each parser
 	@for target in tests/fuzz/fuzz_*.py; do \
@@ -45,8 +45,10 @@ soak-security: setup ## the tests of bad networks and hostile peers in full size
 	ECHOSTREAM_FULL=1 $(RUN) -m pytest -s tests/badnet tests/hostile tests/fuzz tests/reconnect
 
 check: setup ## the tests alone; those of the data path also without what is compiled for it
-	$(RUN) -m pytest
-	ECHOSTREAM_ACCEL=0 ECHOSTREAM_BATCH=0 $(RUN) -m pytest $(PLAIN_TOO)
+	$(RUN) -m pytest -n $(WORKERS)
+	ECHOSTREAM_ACCEL=0 ECHOSTREAM_BATCH=0 $(RUN) -m pytest -n $(WORKERS) $(PLAIN_TOO)
+
+WORKERS ?= auto
 
 # Those of tests/transport/quic run on both classes by themselves.
 PLAIN_TOO := tests/transport tests/rpc/test_calls.py tests/rpc/test_lifecycle.py \

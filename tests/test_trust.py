@@ -283,7 +283,9 @@ def test_comments_and_a_last_line_without_its_end_stay(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["garbage", "a:1", "a:1 sha256:12", f"a {SERVER.fingerprint}", "a:1 md5:" + "0" * 64]
+    "line",
+    ["garbage", "a:1", "a:1 sha256:12", f"a {SERVER.fingerprint}", "a:1 md5:" + "0" * 64],
+    ids=["garbage", "no key", "short key", "no port", "another hash"],
 )
 def test_a_line_that_cannot_be_read_is_an_error_that_names_it(file: Path, line: str) -> None:
     file.write_text(f"# first\n{line}\n")

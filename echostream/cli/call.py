@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
             raise BadInput("--list and --schema take no METHOD")
         return _show(args, run_loop(_describe(builder, args.timeout)))
     if args.method is None:
-        raise BadInput("METHOD is missing (or ask with --list)")
+        raise BadInput("METHOD is missing: --list shows what there is (see echostream call --help)")
     if args.stream:
         run_loop(_print_stream(builder, args.method, payload, args.timeout))
         return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -42,7 +42,7 @@ def sync(value: int) -> int:
     return value
 
 
-async def generator(value: int) -> AsyncIterator[int]:
+def generator(value: int) -> Iterator[int]:
     yield value
 
 
@@ -105,7 +105,7 @@ BUILDING: list[tuple[str, Callable[[], Any], str]] = [
     ("declared twice", lambda: server().handler(declared).handler(declared), "another name"),
     ("sync", lambda: server().handler("x", sync), "async def"),
     ("sync listener", lambda: server().listener("x", sync), "async def"),
-    ("generator", lambda: server().handler("x", generator), "create_stream"),
+    ("generator", lambda: server().handler("x", generator), "async def"),
     ("two payloads", lambda: server().handler("x", two), "one dataclass or dict"),
     ("varargs", lambda: server().handler("x", many), r"\*args"),
     ("keyword only", lambda: server().handler("x", keyword), "needs a default"),
