@@ -18,6 +18,7 @@ from echostream.rpc.authentication import Authenticator, Authorize, ClientCreden
 from echostream.rpc.context import ClientContext
 from echostream.rpc.dispatch import Routes
 from echostream.rpc.interceptors import Interceptor, Outgoing, overriding
+from echostream.rpc.link import Reconnect
 from echostream.rpc.registry import Kind, Registry
 from echostream.rpc.retry import RetryPolicy
 from echostream.rpc.schema import DESCRIBE, describe
@@ -57,6 +58,7 @@ class ServerConfig:
 
     address: tuple[str, int]
     identity: Identity | None
+    resume: Callable[[Session], Coroutine[Any, Any, int]] | None
     values: dict[str, Any]
     routes: Routes
     hooks: Hooks
@@ -77,6 +79,8 @@ class ClientConfig:
     trust: Trust | ServiceTrust
     server_name: str | None
     timeout: float
+    reconnect: Reconnect | None
+    further: tuple[tuple[str, int], ...]
     values: dict[str, Any]
     routes: Routes
     hooks: Hooks
@@ -258,6 +262,7 @@ class ServerBuilder(_Builder):
         super().__init__()
         self._address: tuple[str, int] | None = None
         self._identity: Identity | None = None
+        self._resume: Callable[[Session], Coroutine[Any, Any, int]] | None = None
         self._announcement: Announcement | None = None
         self._authenticator: Authenticator | None = None
 
@@ -280,6 +285,16 @@ class ServerBuilder(_Builder):
     def tls(self, certificate: str | os.PathLike[str], private_key: str | os.PathLike[str]) -> Self:
         """Who the server is, from a certificate chain and a key in PEM files."""
         return self.identity(Identity.from_pem(certificate, private_key))
+
+    def on_resume(self, function: Callable[[Session], Coroutine[Any, Any, int]]) -> Self:
+        """Run for a client that reconnects and that this server does not know, because it was
+        started anew: the number of the client's last event (``current_call().event_number``, by
+        ``session.resume_id``) that an earlier one has handled, 0 for none. What it returns will
+        not be delivered again."""
+        if not inspect.iscoroutinefunction(function):
+            raise ConfigurationError(".on_resume() wants a function made with `async def`")
+        self._resume = function
+        return self
 
     def enable_discovery(self, name: str, *, properties: Mapping[str, str] | None = None) -> Self:
         """Announce the server in the local network: ``RpcClient.discover(name)`` finds it.
@@ -343,6 +358,7 @@ class ServerBuilder(_Builder):
             ServerConfig(
                 address=self._address,
                 identity=self._identity,
+                resume=self._resume,
                 announcement=self._announcement,
                 authenticator=self._authenticator,
                 **self._common(),
@@ -367,6 +383,8 @@ class ClientBuilder(_Builder):
         self._trust: dict[str, Any] = {}
         self._server_name: str | None = None
         self._timeout = 10.0
+        self._reconnect: Reconnect | None = None
+        self._further: tuple[tuple[str, int], ...] = ()
 
     def connect(
         self,
@@ -386,11 +404,7 @@ class ClientBuilder(_Builder):
             address = address.addresses[0]
         else:
             self._others, self._ticket = (), None
-        host, port = parse_address(address)
-        if not host or not port:
-            raise ConfigurationError(
-                f"{address!r} cannot be connected to: give host and port, as in '127.0.0.1:5000'"
-            )
+        host, port = _server(address)
         self._timeout = _checked_timeout(timeout)
         self._address = host, port
         self._search = None
@@ -443,6 +457,44 @@ class ClientBuilder(_Builder):
         ClientCredentials(**self._credentials)
         return self
 
+    def reconnect(
+        self,
+        *,
+        attempts: int | None = None,
+        first_backoff: float = 0.1,
+        max_backoff: float = 3.0,
+        keepalive: float = 5.0,
+        early_data: bool = False,
+        addresses: Sequence[str | tuple[str, int]] = (),
+    ) -> Self:
+        """Come back after every loss of the connection; the client object stays the same.
+
+        A call that waits goes on with the next connection; one whose fate is unknown ends with
+        ``Unavailable``, an idempotent one is made again. Reliable events are kept, and delivered
+        once and in order. ``on_connect`` and ``on_disconnect`` run for each connection:
+        subscribe and open streams there.
+
+        ``attempts``: failures in a row after which it gives up, ``None`` never. ``first_backoff``,
+        ``max_backoff``: seconds between attempts, doubled each time, of which a random part is
+        waited. ``keepalive``: after so many seconds of silence the server is asked for a sign of
+        life, after three times as many the connection is given up. ``addresses``: further servers
+        that do as well, tried in turn when one leaves or fails.
+
+        A later connection to the same server resumes the session, and idempotent calls leave with
+        its first packet (0-RTT), unless there are ``on_connect`` hooks, which come first.
+        ``early_data``: they leave so in any case; tickets are kept for the next run of the program
+        (in a file of mode 0600), and the first connect returns at once where there is one.
+        """
+        self._further = tuple(_server(address) for address in addresses)
+        self._reconnect = Reconnect(
+            attempts=attempts,
+            first_backoff=first_backoff,
+            max_backoff=max_backoff,
+            keepalive=keepalive,
+            early_data=early_data,
+        )
+        return self
+
     def plugin(self, plugin: ClientPlugin | str, **options: Any) -> Self:
         """Install a plugin: an object, or the name under which an installed package offers one
         (entry point group ``echostream.plugins``), made with ``options``."""
@@ -463,6 +515,9 @@ class ClientBuilder(_Builder):
         credentials = dict(self._credentials)
         if self._ticket is not None and self._ticket.token:
             credentials.setdefault("token", self._ticket.token)
+        if self._reconnect is not None:
+            every = self._reconnect.keepalive
+            self._quic = {"keep_alive": every, "idle_timeout": 3 * every} | self._quic
         return Connecting(
             ClientConfig(
                 credentials=ClientCredentials(**credentials),
@@ -470,11 +525,22 @@ class ClientBuilder(_Builder):
                 trust=Trust(**self._trust),
                 server_name=self._server_name,
                 timeout=self._timeout,
+                reconnect=self._reconnect,
+                further=self._further,
                 others=self._others,
                 search=self._search,
                 **self._common(),
             )
         )
+
+
+def _server(address: str | tuple[str, int]) -> tuple[str, int]:
+    host, port = parse_address(address)
+    if not host or not port:
+        raise ConfigurationError(
+            f"{address!r} cannot be connected to: give host and port, as in '127.0.0.1:5000'"
+        )
+    return host, port
 
 
 def _checked_timeout(timeout: float) -> float:

@@ -51,7 +51,12 @@ __all__ = [
 
 
 class EchoStreamError(Exception):
-    """Every error that EchoStream raises is one of these."""
+    """Every error that EchoStream raises is one of these.
+
+    ``unserved``: it is certain that the call which ended so was not run; it may be made again.
+    """
+
+    unserved = False
 
 
 class ConfigurationError(EchoStreamError):

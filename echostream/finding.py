@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from echostream.client import RpcClient
     from echostream.discovery.resolver import Browser
 
-__all__ = ["Search", "as_addresses", "configured_addresses", "find", "find_all"]
+__all__ = ["Search", "as_addresses", "configured_addresses", "find", "find_all", "find_one"]
 
 logger = logging.getLogger("echostream.client")
 
@@ -70,20 +70,25 @@ async def find(config: ClientConfig) -> RpcClient:
     Raises ``DiscoveryError`` that says what was tried, or ``IdentityError`` where servers answered
     and none had a key to trust.
     """
-    hunt = await _Hunt.begin(config, joining=False)
-    try:
-        async with asyncio.timeout(config.timeout):
-            client, connection = await hunt.first()
-    except TimeoutError:
-        raise hunt.nothing() from None
-    finally:
-        await hunt.end()
+    client, connection = await find_one(config)
     try:
         await client._open_on(connection)
     except BaseException:
         connection.close()
         raise
     return client
+
+
+async def find_one(config: ClientConfig) -> tuple[RpcClient, Connection]:
+    """The same, when nothing was said on the connection yet."""
+    hunt = await _Hunt.begin(config, joining=False)
+    try:
+        async with asyncio.timeout(config.timeout):
+            return await hunt.first()
+    except TimeoutError:
+        raise hunt.nothing() from None
+    finally:
+        await hunt.end()
 
 
 async def find_all(config: ClientConfig) -> list[RpcClient]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from echostream.builder import ServerBuilder, ServerConfig
 from echostream.codes import Close
@@ -14,6 +15,7 @@ from echostream.errors import ConfigurationError, ConnectionClosed
 from echostream.protocol.assembly import Account
 from echostream.rpc.authentication import admit, new_challenge
 from echostream.rpc.context import ServerContext
+from echostream.rpc.event_session import EventSessions
 from echostream.rpc.hooks import run_hooks, run_hooks_until_error, run_hooks_while_open
 from echostream.rpc.peer import Peer
 from echostream.rpc.session import Session, peer_statistics
@@ -22,6 +24,7 @@ from echostream.transport.endpoint import Endpoint, EndpointStatistics
 from echostream.transport.handler import ConnectionHandler
 from echostream.transport.identity import Identity
 from echostream.transport.quic.acceptor import QuicAcceptor
+from echostream.transport.quic.tickets import TicketStore
 
 if TYPE_CHECKING:
     from echostream.discovery.advertiser import Advertiser
@@ -32,6 +35,8 @@ __all__ = ["RpcServer", "ServerStatistics"]
 logger = logging.getLogger("echostream.server")
 
 DRAIN_S = 5.0
+KEPT_TICKETS = 16_384
+"""Session tickets, each good once; some 600 bytes each."""
 LINGER_S = 0.3
 HOOKS_S = 5.0
 """How long the ``on_disconnect`` hooks of all sessions may take when the server stops."""
@@ -84,6 +89,7 @@ class RpcServer:
         self._acceptor: QuicAcceptor | None = None
         self._advertiser: Advertiser | None = None
         self._assembling = Account(config.limits.assembly_total)
+        self._event_sessions = EventSessions()
 
     @staticmethod
     def builder() -> ServerBuilder:
@@ -170,7 +176,10 @@ class RpcServer:
             identity = await asyncio.to_thread(Identity.self_signed)
         self._identity = identity
         self._acceptor = QuicAcceptor(
-            config.quic, identity.certificate_pem, identity.private_key_pem
+            config.quic,
+            identity.certificate_pem,
+            identity.private_key_pem,
+            tickets=TicketStore(capacity=KEPT_TICKETS),
         )
         return await self._bind(self._acceptor)
 
@@ -255,10 +264,30 @@ class RpcServer:
             peer.close(Close.GOING_AWAY, "shutting down")
             return peer
         peer.greet(challenge=challenge)
-        task = asyncio.get_running_loop().create_task(self._serve(session, peer, challenge))
+        self._own(self._serve(session, peer, challenge))
+        return peer
+
+    def _own(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return peer
+
+    async def _resume(self, session: Session, peer: Peer) -> None:
+        """The client goes on with its event session."""
+        claimed = await self._event_sessions.claim(peer)
+        if claimed is None:
+            return
+        resumption, fresh = claimed
+        upto = 0
+        resume = self._config.resume
+        if fresh and resume is not None:
+            try:
+                upto = await resume(session)
+            except Exception:
+                logger.exception("on_resume failed for %s, which is refused", peer.peer_addr)
+                peer.close(Close.INTERNAL_ERROR, "the server could not resume the session")
+                return
+        peer.events.answer(resumption, fresh=fresh, upto=upto)
 
     async def _serve(self, session: Session, peer: Peer, challenge: bytes | None) -> None:
         """One session from HELLO to the end."""
@@ -271,6 +300,7 @@ class RpcServer:
             own = "" if self._identity is None else self._identity.fingerprint
             if not await admit(peer, session, authenticator, own, challenge):
                 return
+        peer.events.take_offers(lambda: self._own(self._resume(session, peer)))
         hooks = self._config.hooks
         sessions = self._context._sessions
         sessions[session.id] = session
@@ -289,5 +319,8 @@ class RpcServer:
             await peer.dispatcher.wait_stopped()
         finally:
             sessions.pop(session.id, None)
+            ended = peer.ended
+            left = ended is not None and ended.by_peer and ended.code == Close.OK
+            self._event_sessions.release(peer, keep=not left)
             self._context._forget(session)
             await run_hooks("on_disconnect", hooks.disconnect, session)

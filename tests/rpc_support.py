@@ -101,6 +101,7 @@ class Frame(NamedTuple):
     number: int
     payload: bytes
     stream_id: int
+    time_us: int
 
 
 class RawClient:
@@ -132,6 +133,7 @@ class RawClient:
                     parser.number,
                     parser.payload_bytes(),
                     event.stream_id,
+                    parser.time_us,
                 )
                 self.frames.append(found)
         elif isinstance(event, en.StreamReset):

@@ -69,6 +69,14 @@ AUTH = [
     r"bob: PERMISSION_DENIED: 'vault\.open' requires vault, .*",
 ]
 
+RECONNECT = [
+    r"server: a client wants alarms",
+    r"client: the connection is gone",
+    r"client: the next server answered",
+    r"server: 300 readings, once and in order: True",
+    r"client: 2 connections",
+]
+
 
 def example(name: str, *words: str, home: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -92,6 +100,7 @@ def example(name: str, *words: str, home: Path) -> subprocess.CompletedProcess[s
         ("service_discovery", [f"Test {secrets.token_hex(4)}"], DISCOVERY),
         ("auth_plugin", [], AUTH),
         ("jitter_lab", [], JITTER),
+        ("reconnect", [], RECONNECT),
         ("rooms", [], ROOMS),
         ("multiroom", [], MULTIROOM),
     ],
@@ -132,6 +141,7 @@ def test_every_example_is_tested() -> None:
         "service_discovery",
         "auth_plugin",
         "jitter_lab",
+        "reconnect",
         "rooms",
         "multiroom",
     }

@@ -19,6 +19,7 @@ __all__ = [
     "ErrorReceived",
     "EventAcknowledged",
     "EventReceived",
+    "EventSkipped",
     "GoAwayReceived",
     "HelloReceived",
     "ItemReceived",
@@ -28,6 +29,7 @@ __all__ = [
     "ProtocolViolation",
     "RequestReceived",
     "ResponseReceived",
+    "ResumeReceived",
     "StreamAborted",
     "StreamAccepted",
     "StreamEnded",
@@ -109,13 +111,15 @@ class ResponseReceived(NamedTuple):
 
 
 class ErrorReceived(NamedTuple):
-    """A call of ours, or with ``stream`` a media stream, was answered with a status."""
+    """A call of ours, or with ``stream`` a media stream, was answered with a status. ``unserved``:
+    the call was not run."""
 
     id: int
     status: int
     message: str
     details: bytes
     stream: bool
+    unserved: bool = False
     metadata: bytes | None = None
 
 
@@ -142,6 +146,25 @@ class EventAcknowledged(NamedTuple):
 
     number: int
     status: int
+
+
+class EventSkipped(NamedTuple):
+    """An event will not be delivered: it was too large, too old, or had come before. ``ack``: its
+    sender wants to know, and is to be told ``status``."""
+
+    number: int
+    ack: bool
+    status: int
+
+
+class ResumeReceived(NamedTuple):
+    """The peer has handled our events up to ``upto`` and in ``ranges``. With ``first`` above 0 it
+    begins to send its own from that number; ``fresh``: it knows nothing of earlier connections."""
+
+    upto: int
+    ranges: list[int]
+    first: int
+    fresh: bool
 
 
 class StreamOpened(NamedTuple):
@@ -214,9 +237,9 @@ class WelcomeReceived(NamedTuple):
 
 
 class GoAwayReceived(NamedTuple):
-    """The peer serves no call above ``last_call_id`` and closes after ``drain_us``."""
+    """The peer serves no call from ``first_unserved`` on, and closes after ``drain_us``."""
 
-    last_call_id: int
+    first_unserved: int
     reason: int
     drain_us: int
     message: str
@@ -240,6 +263,8 @@ ProtocolEvent: TypeAlias = (
     | ErrorReceived
     | CallCancelled
     | EventReceived
+    | EventSkipped
+    | ResumeReceived
     | EventAcknowledged
     | StreamOpened
     | StreamAccepted

@@ -13,8 +13,9 @@ from echostream.protocol import payload
 __all__ = ["CAPABILITIES", "SMALLEST_MESSAGE", "VERSION", "Hello", "Limits"]
 
 VERSION = 1
-CAPABILITIES: tuple[str, ...] = ("datagram", "ndarray")
+CAPABILITIES: tuple[str, ...] = ("datagram", "ndarray", "resume")
 MAX_HELLO = 64 * 1024
+MIN_SESSION, MAX_SESSION = 16, 64
 SMALLEST_MESSAGE = 4096
 """The least that a limit `message_size` can be."""
 _FLOORS = {"message_size": SMALLEST_MESSAGE, "nesting": 4, "items": 64, "calls": 1, "streams": 1}
@@ -56,7 +57,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """The first frame of each side on its control stream."""
+    """The first frame of each side on its control stream. ``session``: a client's event session,
+    which goes on over several connections."""
 
     version: int = VERSION
     agent: str = f"echostream/{__version__}"
@@ -66,6 +68,12 @@ class Hello:
     """What a client says about who it is: ``scheme``, and what belongs to it."""
     challenge: bytes | None = None
     """What a server wants signed; with it, the server says WELCOME before the client may go on."""
+    session: bytes | None = None
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the sender understands RESUME."""
+        return "resume" in self.capabilities
 
     def encode(self) -> bytes:
         """The payload of a HELLO frame."""
@@ -78,6 +86,7 @@ class Hello:
                 "capabilities": list(self.capabilities),
                 "limits": {name: getattr(self.limits, name) for name in _FLOORS},
             }
+            | ({} if self.session is None else {"session": self.session})
         )
 
     @classmethod
@@ -109,6 +118,7 @@ class Hello:
             agent=str(_field(body, "agent", str))[:256],
             capabilities=tuple(capabilities),
             limits=_limits(_field(body, "limits", dict)),
+            session=_session(body),
         )
 
 
@@ -117,6 +127,15 @@ def _field(body: Mapping[str, Any], key: str, kind: type) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ProtocolError(f"HELLO {key!r} must be {kind.__name__}, got {type(value).__name__}")
     return value
+
+
+def _session(body: Mapping[str, Any]) -> bytes | None:
+    if body.get("session") is None:
+        return None
+    session: bytes = _field(body, "session", bytes)
+    if not MIN_SESSION <= len(session) <= MAX_SESSION:
+        raise ProtocolError(f"HELLO session must be {MIN_SESSION} to {MAX_SESSION} bytes")
+    return session
 
 
 def _limits(given: Mapping[str, Any]) -> Limits:

@@ -9,12 +9,13 @@ Before the peer's HELLO only its control stream is read.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from echostream.codes import Reset, Status
-from echostream.errors import ProtocolError
+from echostream.errors import InvalidPayload, ProtocolError
 from echostream.protocol import events as ev
 from echostream.protocol import frames
+from echostream.protocol import payload as payloads
 from echostream.protocol.assembly import Account, Progress
 from echostream.protocol.carrier import Carrier
 from echostream.protocol.frames import FrameParser
@@ -88,6 +89,7 @@ class Inbox:
         self._account = Account(limits.assembly, total)
         self._unfinished: dict[int, _Incoming] = {}
         self._order = EventOrder()
+        self._deferred: list[tuple[ev.EventReceived, int, bool]] | None = None
         self._greeted = False
         self._failed = False
         self.frames = 0
@@ -100,6 +102,7 @@ class Inbox:
         self._on: dict[int, Callable[[FrameParser, _Incoming], ev.ProtocolEvent | None]] = {
             frames.HELLO: self._on_hello,
             frames.GOAWAY: self._on_goaway,
+            frames.RESUME: self._on_resume,
             frames.WELCOME: self._on_welcome,
             frames.REQUEST: self._on_request,
             frames.RESPONSE: self._on_response,
@@ -138,6 +141,26 @@ class Inbox:
         """The connection ended: give back what was counted for it."""
         self._unfinished.clear()
         self._account.close()
+
+    def defer_events(self) -> None:
+        """Where the peer's numbers begin will be known from its RESUME: until then, the first event
+        of each stream waits, and what follows it."""
+        if self._deferred is None:
+            self._deferred = []
+
+    def begin_events(self, upto: int, beyond: Iterable[int]) -> None:
+        """The peer's events are those after ``upto``, but for what is in ``beyond``; the caller
+        then polls :meth:`next_event`."""
+        self._order = EventOrder(upto, beyond)
+        deferred, self._deferred = self._deferred or [], None
+        for event, predecessor, stale in deferred:
+            if stale:
+                self._skip(event.number, event.ack, Status.DEADLINE_EXCEEDED)
+            elif (ready := self._order.accept(event, predecessor)) is not None:
+                self._events.extend(ready)
+            else:
+                self._repeated(event)
+            self.resume(event.stream_id)
 
     def receive_stream(self, stream_id: int, data: bytes, fin: bool) -> None:
         """In-order bytes of a QUIC stream."""
@@ -276,15 +299,13 @@ class Inbox:
                     raise ProtocolError(f"frame of type {parser.type:#x} before HELLO")
                 if parser.oversize:
                     self._on_oversize(parser, incoming)
-                    continue
-                handle = self._on.get(parser.type)
-                if handle is not None:
+                elif (handle := self._on.get(parser.type)) is not None:
                     event = handle(parser, incoming)
                     if event is not None:
                         return event
                 if self._events:
                     return self._events.popleft()
-        except (ValueError, ProtocolError) as exc:
+        except (ValueError, InvalidPayload, ProtocolError) as exc:
             self._fail(f"stream {incoming.stream_id}: {exc}")
             return None
         self._ready.popleft()
@@ -384,6 +405,8 @@ class Inbox:
             raise ProtocolError("HELLO must be the first frame on the control stream, once")
         event = ev.HelloReceived(Hello.decode(p.payload))
         self._greeted = True
+        if event.hello.session is not None:
+            self.defer_events()
         for other in self._incoming.values():
             if other.paused:
                 self.resume(other.stream_id)
@@ -451,7 +474,10 @@ class Inbox:
     def _on_error(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         status = p.number if p.number > 0 else Status.UNKNOWN
         stream = bool(p.flags & frames.MARK)
-        return ev.ErrorReceived(p.id, status, p.name or "", p.payload_bytes(), stream, p.metadata)
+        unserved = p.time_us >= 0 and not stream
+        return ev.ErrorReceived(
+            p.id, status, p.name or "", p.payload_bytes(), stream, unserved, p.metadata
+        )
 
     def _on_cancel(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         return ev.CallCancelled(p.id)
@@ -467,14 +493,41 @@ class Inbox:
             incoming.stream_id,
             p.flags & frames.MARK != 0,
         )
+        if self._deferred is not None:
+            self._deferred.append((event, p.number, p.time_us == 0))
+            incoming.paused = True
+            return None
+        if p.time_us == 0:
+            self._skip(p.id, event.ack, Status.DEADLINE_EXCEEDED)
+            return None
         ready = self._order.accept(event, p.number)
         if ready is None:
-            self.repeated_events += 1
+            self._repeated(event)
             return None
         if len(ready) == 1:
             return ready[0]
         self._events.extend(ready)
         return None  # the caller looks into _events
+
+    def _skip(self, number: int, ack: bool, status: Status) -> None:
+        self._events.append(ev.EventSkipped(number, ack, status))
+        self._events.extend(self._order.skip(number))
+
+    def _repeated(self, event: ev.EventReceived) -> None:
+        """An event came that was handled before; what came of it is not known any more."""
+        self.repeated_events += 1
+        if event.ack:
+            self._events.append(ev.EventSkipped(event.number, True, Status.UNAVAILABLE))
+
+    def _on_resume(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        if incoming.stream_id != self._control_id:
+            raise ProtocolError("RESUME outside the control stream")
+        ranges: list[int] = []
+        if p.payload:
+            ranges = payloads.decode(p.payload)
+            if not isinstance(ranges, list) or not all(type(n) is int and n > 0 for n in ranges):
+                raise ProtocolError("RESUME carries a list of event numbers")
+        return ev.ResumeReceived(p.id, ranges, max(p.number, 0), bool(p.flags & frames.MARK))
 
     def _on_event_ack(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         return ev.EventAcknowledged(p.id, max(p.number, 0))
@@ -551,7 +604,9 @@ class Inbox:
                 )
             )
         elif p.type == frames.EVENT:
-            self._events.extend(self._order.skip(p.id))
+            if self._deferred is not None:
+                raise ProtocolError("an event above the limit message_size before RESUME")
+            self._skip(p.id, p.flags & frames.MARK != 0, Status.RESOURCE_EXHAUSTED)
         elif p.type == frames.MEDIA and p.id == incoming.alias:
             self.stop(p.id, Reset.TOO_LARGE)
             self._events.append(

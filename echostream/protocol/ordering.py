@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from heapq import heappop, heappush
 
 from echostream.errors import ProtocolError
@@ -25,9 +26,10 @@ class EventOrder:
 
     __slots__ = ("_beyond", "_held", "_held_bytes", "_next", "_queues", "_waiting")
 
-    def __init__(self) -> None:
-        self._next = 1
-        self._beyond: set[int] = set()
+    def __init__(self, upto: int = 0, beyond: Iterable[int] = ()) -> None:
+        """All up to ``upto``, and what is in ``beyond``, came over an earlier connection."""
+        self._next = upto + 1
+        self._beyond = set(beyond)
         self._queues: dict[str, list[tuple[int, int, EventReceived]]] = {}
         self._waiting: dict[int, list[str]] = {}
         self._held: set[int] = set()

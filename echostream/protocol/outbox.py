@@ -11,11 +11,14 @@ Order of leaving: control, streams' control, calls by priority, events, large ca
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import TypeAlias
 from zlib import crc32
 
 from echostream.protocol.carrier import Carrier
 from echostream.protocol.frames import EVENT, MARK, encode_frame
+from echostream.protocol.resumption import ENTRY_OVERHEAD as EVENT_OVERHEAD
+from echostream.protocol.resumption import Entry, Journal
 
 __all__ = [
     "CALL_LANES",
@@ -42,14 +45,13 @@ QUEUE_HIGH = 1024 * 1024
 """Bytes of calls that wait here above which callers wait, until there are :data:`QUEUE_LOW`; the
 same for events and emitters."""
 QUEUE_LOW = 256 * 1024
-EVENT_OVERHEAD = 256
-"""Bytes that a queued event counts beyond its payload: what Python needs to keep one."""
 PRIORITIES = 8
 MAX_LARGE_NAMES = 1024
 """Names whose last large event is remembered one by one."""
 _NEVER = float("inf")
 _Call: TypeAlias = tuple[float, int, bytes]
-_Event: TypeAlias = tuple[float, str, bytes, bytes | None, int, int]
+_Event: TypeAlias = tuple[int, float, str, bytes, bytes | None, int, int]
+"""As :class:`~echostream.protocol.resumption.Entry`."""
 
 
 class Outbox:
@@ -58,7 +60,8 @@ class Outbox:
     ``event_bytes`` of events and ``call_bytes`` of all else wait here. ``expired``: frames that
     were dropped because their deadline passed; ``expired_calls``: ids of the calls among them, for
     the caller to take out. ``acked``: tokens of the events that left and are to be acknowledged, by
-    number; ``expired_acks``: tokens of those that expired.
+    number; ``expired_acks``: tokens of those that expired. ``events_held``: events wait, whatever
+    room there is; ``journal`` keeps those that were written.
     """
 
     __slots__ = (
@@ -80,9 +83,11 @@ class Outbox:
         "acked",
         "call_bytes",
         "event_bytes",
+        "events_held",
         "expired",
         "expired_acks",
         "expired_calls",
+        "journal",
         "lane_limit",
     )
 
@@ -107,6 +112,8 @@ class Outbox:
         self.event_bytes = 0
         self.expired = 0
         self.expired_calls: list[int] = []
+        self.events_held = False
+        self.journal: Journal | None = None
         self.expired_acks: list[int] = []
         self.acked: dict[int, int] = {}
 
@@ -144,8 +151,32 @@ class Outbox:
 
         The number is given when it is written, so that an expired event leaves no gap."""
         lane = crc32(name.encode()) % EVENT_LANES
-        self._events[lane].append((deadline, name, payload, metadata, priority, token))
+        self._events[lane].append((0, deadline, name, payload, metadata, priority, token))
         self.event_bytes += len(payload) + EVENT_OVERHEAD
+
+    def adopt(self, entries: Iterable[Entry], journal: Journal | None) -> None:
+        """Write these before anything else: with the number that they have, or a new one. From now
+        on ``journal`` keeps what is written for the first time."""
+        waiting = self.surrender()
+        self.extend(entries)
+        self.extend(waiting)
+        self.journal = journal
+        if journal is not None:
+            self._event_number = journal.last
+
+    def extend(self, entries: Iterable[Entry]) -> None:
+        """Write these after what waits."""
+        for entry in entries:
+            self._events[crc32(entry.name.encode()) % EVENT_LANES].append(entry)
+            self.event_bytes += len(entry.payload) + EVENT_OVERHEAD
+
+    def surrender(self) -> list[Entry]:
+        """Take out the events that were never written; those of one name are in order."""
+        waiting = [Entry(*event) for events in self._events for event in events if not event[0]]
+        for events in self._events:
+            events.clear()
+        self.event_bytes = 0
+        return waiting
 
     def drop_expired(self, now: float) -> None:
         """Drop the calls that are too old now, also behind others that cannot leave."""
@@ -158,6 +189,12 @@ class Outbox:
                     self._expire(entry[1])
                 else:
                     queue.append(entry)
+
+    @property
+    def unsent_calls(self) -> list[int]:
+        """Ids of the calls that wait here: the peer knows nothing of them."""
+        queues = (*self._calls, self._large)
+        return [call_id for queue in queues for _, call_id, _ in queue if call_id >= 0]
 
     def clear(self) -> None:
         """Nothing will leave any more."""
@@ -211,9 +248,10 @@ class Outbox:
             if queue:
                 self._write_calls(now)
                 break
-        for index in range(EVENT_LANES):
-            if self._events[index]:
-                self._write_events(index, now)
+        if not self.events_held:
+            for index in range(EVENT_LANES):
+                if self._events[index]:
+                    self._write_events(index, now)
         if self._large:
             self._write_large(now)
 
@@ -277,13 +315,18 @@ class Outbox:
         """Write events of one queue, small ones to its lane, large ones to the lane of those. Who
         follows on another lane than the event before it names that one as its predecessor."""
         queue = self._events[index]
+        journal = self.journal
         lane = self._lane(self._event_lanes, index)
         space = self.lane_limit - self._carrier.buffered(lane)
         out: list[bytes] = []
         while queue and space > 0:
-            deadline, name, payload, metadata, priority, token = queue[0]
+            number, deadline, name, payload, metadata, priority, token = queue[0]
             small = len(payload) < OWN_STREAM_SIZE
-            if deadline < now:
+            if number:
+                pass  # it was written before, and is expected
+            elif journal is not None and journal.full:
+                break
+            elif deadline < now:
                 queue.popleft()
                 self.event_bytes -= len(payload) + EVENT_OVERHEAD
                 self.expired += 1
@@ -296,10 +339,15 @@ class Outbox:
                     break
             queue.popleft()
             self.event_bytes -= len(payload) + EVENT_OVERHEAD
-            age_us = -1 if deadline == _NEVER else int((deadline - now) * 1e6)
-            self._event_number = number = self._event_number + 1
+            age_us = -1 if deadline == _NEVER else max(int((deadline - now) * 1e6), 0)
+            if not number:
+                self._event_number = number = self._event_number + 1
+                if journal is not None:
+                    journal.record(
+                        Entry(number, deadline, name, payload, metadata, priority, token)
+                    )
             if small:
-                predecessor = self._large_before
+                predecessor = min(self._large_before, number - 1)
                 if self._large_events:
                     predecessor = self._large_events.pop(name, predecessor)
                 self._event_last[index] = number

@@ -14,6 +14,7 @@ from echostream.codes import Close, Reset, Status
 from echostream.errors import ResourceExhausted
 from echostream.protocol import events as ev
 from echostream.protocol import frames
+from echostream.protocol import payload as payloads
 from echostream.protocol.assembly import Account
 from echostream.protocol.carrier import Carrier
 from echostream.protocol.flow import ARGUMENT_CREDIT, WINDOW, Flow
@@ -52,10 +53,15 @@ class ProtocolSession:
         self.flows: dict[int, Flow] = {}
 
     def greet(
-        self, *, auth: Mapping[str, Any] | None = None, challenge: bytes | None = None
+        self,
+        *,
+        auth: Mapping[str, Any] | None = None,
+        challenge: bytes | None = None,
+        session: bytes | None = None,
     ) -> None:
-        """Send our HELLO, a client's with what proves who it is, a server's with what to sign."""
-        hello = Hello(limits=self.limits, auth=auth, challenge=challenge).encode()
+        """Send our HELLO, a client's with what proves who it is, a server's with what to sign.
+        ``session`` is the event session that goes on."""
+        hello = Hello(limits=self.limits, auth=auth, challenge=challenge, session=session).encode()
         self.outbox.open_control(encode_frame(frames.HELLO, 1, hello))
 
     def flush(self, now: float) -> None:
@@ -121,13 +127,17 @@ class ProtocolSession:
         message: str,
         details: bytes = b"",
         metadata: bytes | None = None,
+        *,
+        unserved: bool = False,
     ) -> None:
-        """Answer a call with a status. Details above the peer's ``message_size`` are left out."""
+        """Answer a call with a status. Details above the peer's ``message_size`` are left out.
+        ``unserved``: it was not run, and may be made again at once, elsewhere."""
         if len(details) > self.peer.limits.message_size:
             details = b""
         text = clip(message) or None
+        retry_us = 0 if unserved else -1
         frame = encode_frame(
-            frames.ERROR, call_id, details, frames.END, text, metadata, -1, int(status)
+            frames.ERROR, call_id, details, frames.END, text, metadata, retry_us, int(status)
         )
         if self.flows and call_id in self.flows:
             self._end_flow(call_id, frame, _RESET_OF.get(status))
@@ -346,7 +356,7 @@ class ProtocolSession:
         self.outbox.control(
             encode_frame(
                 frames.GOAWAY,
-                max(self.last_peer_call, 0),
+                self.last_peer_call + 1,
                 clip(message).encode(),
                 0,
                 None,
@@ -354,6 +364,14 @@ class ProtocolSession:
                 max(int(drain_s * 1e6), 0),
                 Close.GOING_AWAY,
             )
+        )
+
+    def resume(self, upto: int, ranges: list[int], first: int = -1, *, fresh: bool = False) -> None:
+        """Acknowledge events; with ``first`` say that ours come from that number on."""
+        payload = payloads.encode(ranges) if ranges else b""
+        flags = frames.MARK if fresh else 0
+        self.outbox.control(
+            encode_frame(frames.RESUME, upto, payload, flags, None, None, -1, first)
         )
 
     def check_size(self, payload: bytes, what: str) -> None:

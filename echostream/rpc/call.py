@@ -21,13 +21,14 @@ NO_METADATA: Metadata = MappingProxyType({})
 
 class Call:
     """The call that the current task serves. ``deadline`` is a time of the connection's clock,
-    which is ``time.monotonic()`` but on virtual time; ``None`` without one.
+    which is ``time.monotonic()`` but on virtual time; ``None`` without one. ``event_number``: for a
+    listener, the event's number in its event session, the same when it is sent again; else 0.
 
     While it is served, calls that its handler makes inherit the deadline, and its trace context
     (``traceparent`` and ``tracestate``, W3C Trace Context) goes along with them.
     """
 
-    __slots__ = ("_clock", "_response", "deadline", "metadata", "method", "over")
+    __slots__ = ("_clock", "_response", "deadline", "event_number", "metadata", "method", "over")
 
     def __init__(
         self,
@@ -35,12 +36,14 @@ class Call:
         metadata: Metadata = NO_METADATA,
         deadline: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        event_number: int = 0,
     ) -> None:
         self.method = method
         self.metadata = metadata
         self.deadline = deadline
         self.over = False
         self._clock = clock
+        self.event_number = event_number
         self._response: dict[str, str | bytes] | None = None
 
     @property

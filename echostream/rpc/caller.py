@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from echostream.media.codec import Codec
     from echostream.media.frame import AudioFormat
     from echostream.rpc.interceptors import Outgoing
+    from echostream.rpc.link import Link
     from echostream.rpc.peer import Peer
     from echostream.rpc.sender import StreamBuilder
 
-__all__ = ["Caller", "Delivery"]
+__all__ = ["Bare", "Caller", "Delivery", "check_options", "wait_turn"]
 
 Delivery = Literal["reliable", "realtime"]
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class Caller:
     """
 
     _live_peer: Peer | None = None
+    _link: Link | None = None
     _outgoing: Outgoing | None = None
 
     @property
@@ -134,23 +136,21 @@ class Caller:
         when the connection ends first, ``InvalidPayload`` for a value that msgpack cannot carry
         or a result that is not a ``returns``, ``ResourceExhausted`` for a payload above a limit.
         """
-        if self._outgoing is not None:
-            return await self._outgoing.request(
-                self,
-                _Bare(self._peer).request,
-                method,
-                payload,
-                {
-                    "returns": returns,
-                    "timeout": timeout,
-                    "metadata": metadata,
-                    "priority": priority,
-                    "max_age": max_age,
-                    "idempotent": idempotent,
-                    "at": at,
-                    "response_metadata": response_metadata,
-                },
-            )
+        if self._outgoing is not None or self._link is not None:
+            named: dict[str, Any] = {
+                "returns": returns,
+                "timeout": timeout,
+                "metadata": metadata,
+                "priority": priority,
+                "max_age": max_age,
+                "idempotent": idempotent,
+                "at": at,
+                "response_metadata": response_metadata,
+            }
+            attempt = self._link.request if self._link is not None else Bare(self._peer).request
+            if self._outgoing is None:
+                return await attempt(method, payload, **named)
+            return await self._outgoing.request(self, attempt, method, payload, named)
         peer = self._live_peer or self._peer
         if method not in _checked:
             _check_once(method, "request")
@@ -168,7 +168,7 @@ class Caller:
                 raise
             options = CallOptions(timeout, metadata, priority, idempotent)
             decode = peer.decode if returns is None else peer.decoder(returns)
-            left = await _wait_turn(peer, method, timeout, max_age)
+            left = await wait_turn(peer, method, timeout, max_age)
             return decode(
                 await request_with_items(peer, method, payload, options, left, response_metadata)
             )
@@ -176,7 +176,7 @@ class Caller:
         left = timeout
         expires_at = _NEVER if max_age is None else _deadline(peer, max_age)
         if peer.busy or peer.outbox.call_bytes > QUEUE_HIGH or len(peer.calls) >= peer.call_limit:
-            left = await _wait_turn(peer, method, timeout, max_age)
+            left = await wait_turn(peer, method, timeout, max_age)
         loop = peer.loop
         call_id = peer.protocol.start_call(
             method,
@@ -258,30 +258,38 @@ class Caller:
         begins with the first ``anext``. Leaving it early, in whatever way, cancels the handler;
         ``async with`` waits until that is done here. A reader that is slow slows the handler.
 
-        Iterating raises what :meth:`request` raises.
+        Iterating raises what :meth:`request` raises; a client that reconnects begins a call again
+        that was not run, and one that was interrupted ends with ``ConnectionClosed``.
         """
         check_name(method, "request_stream")
         check_options(timeout=timeout, priority=priority)
         if at is not None:
             metadata = add_at(metadata, at)
-        peer = self._peer
+        link = self._link
+        source = self._peer if link is None else link
+        decode = source.decoder(Any if returns is None else returns)
 
         async def attempt(argument: Any, own: Metadata | None) -> StreamedCall:
             serving = _current.get()
             limit, extra = (timeout, own) if serving is None else serving.inherit(timeout, own)
             options = CallOptions(limit, extra, priority, idempotent)
-            left = await _wait_turn(peer, method, limit, None)
+            if link is None:
+                peer = self._peer
+                left = await wait_turn(peer, method, limit, None)
+            else:
+                peer, left = await link.turn(method, limit)
             return StreamedCall(peer, method, argument, options, left, receives=True)
 
         async def begin() -> StreamedCall:
             if self._outgoing is None:
                 return await attempt(payload, metadata)
             call: StreamedCall = await self._outgoing.begin(
-                self, peer.pumps, method, payload, metadata, attempt
+                self, source.pumps, method, payload, metadata, attempt
             )
             return call
 
-        return ResultStream(begin, peer.decode if returns is None else peer.decoder(returns))
+        again = link is not None and not isinstance(payload, AsyncIterable)
+        return ResultStream(begin, decode, again=again)
 
     async def emit(
         self,
@@ -307,22 +315,21 @@ class Caller:
 
         Raises ``ConnectionClosed``, ``InvalidPayload`` or ``ResourceExhausted`` as ``request``.
         """
-        if self._outgoing is not None:
-            await self._outgoing.emit(
-                self,
-                _Bare(self._peer).emit,
-                event,
-                payload,
-                {
-                    "metadata": metadata,
-                    "priority": priority,
-                    "max_age": max_age,
-                    "delivery": delivery,
-                    "at": at,
-                    "ack": ack,
-                    "timeout": timeout,
-                },
-            )
+        if self._outgoing is not None or self._link is not None:
+            named: dict[str, Any] = {
+                "metadata": metadata,
+                "priority": priority,
+                "max_age": max_age,
+                "delivery": delivery,
+                "at": at,
+                "ack": ack,
+                "timeout": timeout,
+            }
+            attempt = self._link.emit if self._link is not None else Bare(self._peer).emit
+            if self._outgoing is None:
+                await attempt(event, payload, **named)
+            else:
+                await self._outgoing.emit(self, attempt, event, payload, named)
             return
         peer = self._live_peer or self._peer
         if event not in _checked:
@@ -442,7 +449,7 @@ def _check_once(name: str, what: str) -> None:
         _checked.add(name)
 
 
-class _Bare(Caller):
+class Bare(Caller):
     """The same connection without what stands around its calls."""
 
     def __init__(self, peer: Peer) -> None:
@@ -499,7 +506,7 @@ async def _emit_acknowledged(
         peer.acks.forget(token)
 
 
-async def _wait_turn(
+async def wait_turn(
     peer: Peer, method: str, timeout: float | None, max_age: float | None
 ) -> float | None:
     """Wait until a call may leave; returns what is left of ``timeout``."""

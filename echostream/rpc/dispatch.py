@@ -74,6 +74,8 @@ class Dispatcher:
         self._context = context
         self._max_calls = max_calls
         self._flows = peer.protocol.flows
+        self._started = False
+        self._confirmed = peer.connection.engine.is_client
         self._ready = False
         self._over = False
         self._grace_s = STOP_S
@@ -102,6 +104,7 @@ class Dispatcher:
         self._unhandled_bytes = 0
         self._paused: set[int] = set()
         self._refusal = ""
+        self._refused_from = 0
         self._idle_waiters: list[asyncio.Future[None]] = []
         self.unclaimed_packets = 0
         self.unclaimed_events = 0
@@ -125,7 +128,25 @@ class Dispatcher:
         return len(self._calls) + len(self._streams) + len(self._listeners)
 
     def start(self) -> None:
-        """The ``on_connect`` hooks are through: serve what came meanwhile, and all that follows."""
+        """The ``on_connect`` hooks are through: serve what came meanwhile, and all that follows; of
+        0-RTT data only idempotent calls, before the handshake is complete."""
+        self._started = True
+        if self._confirmed:
+            self._go()
+            return
+        for call_id, (event, arrived) in list(self._waiting.items()):
+            if event.idempotent and len(self._calls) < self._max_calls:
+                self._leave_waiting(call_id)
+                self._start(event, _deadline_of(event, arrived))
+
+    def confirm(self) -> None:
+        """The handshake is complete: what came before is no replay."""
+        if not self._confirmed:
+            self._confirmed = True
+            if self._started:
+                self._go()
+
+    def _go(self) -> None:
         self._ready = True
         for name, queue in self._queues.items():
             route = self._routes.listeners.match(name)
@@ -133,7 +154,7 @@ class Dispatcher:
             if route.requires and not route.requires <= self._peer.grants:
                 for _, dropped in queue:
                     self._event_handled(len(dropped.payload))
-                    self._acknowledge(dropped, Status.PERMISSION_DENIED)
+                    self._drop(dropped, Status.PERMISSION_DENIED)
                     self.unclaimed_events += 1
                 queue.clear()
             self._start_listener(route, name, queue)
@@ -144,8 +165,10 @@ class Dispatcher:
         self._start_waiting()
 
     def refuse_calls(self, message: str) -> None:
-        """From now on new calls and streams are answered with ``UNAVAILABLE``."""
+        """From now on new calls and streams are answered with ``UNAVAILABLE``. A call that was made
+        before the latest one that came is not new: it only took another lane."""
         self._refusal = message
+        self._refused_from = self._peer.protocol.last_peer_call + 1
 
     async def wait_idle(self) -> None:
         """Wait until no call and no listener runs or waits to run."""
@@ -167,10 +190,20 @@ class Dispatcher:
         self._timers.clear()
         for call_id in list(self._calls):
             self._stop(call_id)
-        self._grace_s = LISTENER_GRACE_S if orderly and self._queues else STOP_S
-        if not orderly:
+        kept = self._peer.events.kept
+        self._grace_s = LISTENER_GRACE_S if (orderly or kept) and self._queues else STOP_S
+        if kept and not orderly:
+            self._keep_running_listeners()
+        elif not orderly:
             self._cancel_listeners()
         self._task_done()
+
+    def _keep_running_listeners(self) -> None:
+        """They end what they do; the events behind it come again with the next connection."""
+        for queue in self._queues.values():
+            queue.clear()
+        if not self._ready:
+            self._queues.clear()
 
     def _cancel_listeners(self) -> None:
         self._queues.clear()
@@ -206,15 +239,17 @@ class Dispatcher:
         if call_id in self._early_cancels:
             del self._early_cancels[call_id]
             peer.refuse(call_id, Status.CANCELLED, CANCELLED)
-        elif self._refusal:
-            peer.refuse(call_id, Status.UNAVAILABLE, self._refusal)
+        elif self._refusal and call_id >= self._refused_from:
+            peer.refuse(call_id, Status.UNAVAILABLE, self._refusal, unserved=True)
         elif call_id in self._calls or call_id in self._waiting:
             peer.close(Close.PROTOCOL_ERROR, f"call id {call_id} is in use")
-        elif self._ready and len(self._calls) < self._max_calls and not self._waiting:
-            deadline = None
-            if event.timeout_us >= 0:
-                deadline = peer.connection.clock() + event.timeout_us / 1e6
-            self._start(event, deadline)
+        elif (self._ready and len(self._calls) < self._max_calls and not self._waiting) or (
+            self._started
+            and event.idempotent
+            and not self._confirmed
+            and len(self._calls) < self._max_calls
+        ):
+            self._start(event, _deadline_of(event, peer.connection.clock()))
         elif (
             len(self._waiting) >= self._max_calls
             or self._waiting_bytes + len(event.payload) > MAX_WAITING_BYTES
@@ -235,8 +270,7 @@ class Dispatcher:
             if not self._stop(call_id):
                 self._peer.refuse(call_id, Status.CANCELLED, CANCELLED)
         elif call_id in self._waiting:
-            event_, _ = self._waiting.pop(call_id)
-            self._waiting_bytes -= len(event_.payload)
+            self._leave_waiting(call_id)
             self._peer.refuse(call_id, Status.CANCELLED, CANCELLED)
             self._task_done()
         else:
@@ -323,9 +357,13 @@ class Dispatcher:
         """Start what waits, as far as there is room."""
         while self._waiting and self._ready and len(self._calls) < self._max_calls:
             call_id = next(iter(self._waiting))
-            event, arrived = self._waiting.pop(call_id)
-            self._waiting_bytes -= len(event.payload)
-            self._start(event, None if event.timeout_us < 0 else arrived + event.timeout_us / 1e6)
+            event, arrived = self._leave_waiting(call_id)
+            self._start(event, _deadline_of(event, arrived))
+
+    def _leave_waiting(self, call_id: int) -> tuple[ev.RequestReceived | ev.CallOpened, float]:
+        event, arrived = self._waiting.pop(call_id)
+        self._waiting_bytes -= len(event.payload)
+        return event, arrived
 
     def _expire(self, call_id: int) -> None:
         """Answer at once, whatever the handler does about its cancellation."""
@@ -469,11 +507,11 @@ class Dispatcher:
         route = self._routes.listeners.match(event.name)
         if route is None:
             self.unclaimed_events += 1
-            self._acknowledge(event, Status.UNIMPLEMENTED)
+            self._drop(event, Status.UNIMPLEMENTED)
             return
         if self._ready and route.requires and not route.requires <= self._peer.grants:
             self.unclaimed_events += 1
-            self._acknowledge(event, Status.PERMISSION_DENIED)
+            self._drop(event, Status.PERMISSION_DENIED)
             return
         if self._unhandled >= MAX_UNHANDLED_EVENTS or self._unhandled_bytes >= MAX_UNHANDLED_BYTES:
             if event.stream_id < 0:
@@ -487,7 +525,7 @@ class Dispatcher:
             logger.warning(
                 "event %r from %s dropped: %s", event.name, self._peer.peer_addr, exc.message
             )
-            self._acknowledge(event, Status.INVALID_ARGUMENT)
+            self._drop(event, Status.INVALID_ARGUMENT)
             return
         self._unhandled += 1
         self._unhandled_bytes += len(event.payload)
@@ -499,7 +537,16 @@ class Dispatcher:
         if self._ready:
             self._start_listener(route, event.name, queue)
 
-    def _acknowledge(self, event: ev.EventReceived, status: Status | int) -> None:
+    def event_skipped(self, event: ev.EventSkipped) -> None:
+        """An event was not delivered."""
+        self._drop(event, event.status)
+
+    def _drop(self, event: ev.EventReceived | ev.EventSkipped, status: Status | int) -> None:
+        """No listener will have this event."""
+        self._acknowledge(event, status)
+        self._peer.events.handled(event.number)
+
+    def _acknowledge(self, event: ev.EventReceived | ev.EventSkipped, status: Status | int) -> None:
         if event.ack and not self._over:
             self._peer.protocol.acknowledge(event.number, status)
             self._peer.connection.wake()
@@ -526,11 +573,11 @@ class Dispatcher:
             call = None
             try:
                 if event.metadata is None:
-                    call = Call(name, NO_METADATA, None, clock)
+                    call = Call(name, NO_METADATA, None, clock, event.number)
                     _current.set(call)
                 else:
                     metadata, at = take_at(decode_metadata(event.metadata))
-                    call = Call(name, metadata, None, clock)
+                    call = Call(name, metadata, None, clock, event.number)
                     _current.set(call)
                     if at is not None and not await self._is_time(name, at):
                         status = Status.INVALID_ARGUMENT
@@ -553,6 +600,7 @@ class Dispatcher:
                     self._acknowledge(event, status)
                 self.events_handled += 1
                 self._event_handled(len(event.payload))
+                self._peer.events.handled(event.number)
             if not self.events_handled % YIELD_EVERY:
                 await asyncio.sleep(0)  # a backlog must not keep the loop
         self._queues.pop(name, None)
@@ -663,3 +711,7 @@ class Dispatcher:
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)
+
+
+def _deadline_of(event: ev.RequestReceived | ev.CallOpened, arrived: float) -> float | None:
+    return None if event.timeout_us < 0 else arrived + event.timeout_us / 1e6

@@ -117,7 +117,7 @@ class Outgoing:
         options: dict[str, Any],
     ) -> Any:
         """A unary call, or one with many arguments. ``attempt`` makes it."""
-        retry = self._retry if options["idempotent"] else None
+        retry = self._retry
         invocation = self._invocation("call", context, name, payload, options)
         wanted = options["response_metadata"]
 
@@ -135,7 +135,8 @@ class Outgoing:
 
         innermost: Proceed = once
         if retry is not None and not hasattr(payload, "__aiter__"):
-            innermost = partial(retry.run, once, options["timeout"])
+            idempotent = options["idempotent"]
+            innermost = partial(retry.run, once, options["timeout"], idempotent=idempotent)
         try:
             return await self._around(invocation, innermost)
         finally:

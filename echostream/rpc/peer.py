@@ -31,6 +31,7 @@ from echostream.rpc.acks import Acknowledgements
 from echostream.rpc.call import decode_metadata
 from echostream.rpc.clock import ClockDriver
 from echostream.rpc.dispatch import Dispatcher, Routes
+from echostream.rpc.event_session import EventSession
 from echostream.rpc.serving import FlowEvents
 from echostream.transport import engine as en
 from echostream.transport.connection import Connection, closed_error
@@ -95,8 +96,14 @@ class Peer:
         self.decode = self.decoder(Any)
         self.late_answers = 0
         self.dispatcher = Dispatcher(self, routes, context, limits.calls)
+        self.events = EventSession(self)
         self._ended: ConnectionClosed | None = None
         self._going_away = ""
+        self.on_handshake: Callable[[en.HandshakeCompleted], None] | None = None
+        """Called before anything is sent that was not 0-RTT data."""
+        self.on_ticket: Callable[[bytes], None] | None = None
+        self.on_leaving: Callable[[], None] | None = None
+        """Called once, when the peer says that it takes no new calls."""
         self._greeted: asyncio.Future[None] = self.loop.create_future()
         self._greeted.add_done_callback(_retrieve)
         self._welcomed: asyncio.Future[None] = self.loop.create_future()
@@ -128,7 +135,9 @@ class Peer:
             ev.CreditReceived: self._flows.credit,
             ev.CallStreamEnded: self._flows.stream_ended,
             ev.EventReceived: self.dispatcher.event,
+            ev.EventSkipped: self.dispatcher.event_skipped,
             ev.EventAcknowledged: self.acks.received,
+            ev.ResumeReceived: lambda event: self.events.received(event),
             ev.StreamOpened: self.dispatcher.stream_opened,
             ev.StreamAccepted: self._on_stream_accepted,
             ev.StreamEnded: self._on_stream_ended,
@@ -138,7 +147,7 @@ class Peer:
             ev.ClockReceived: lambda event: self.clock.receive(event.frame),
             ev.GoAwayReceived: self._on_go_away,
             ev.WelcomeReceived: self._on_welcome,
-            ev.ProtocolViolation: self._on_violation,
+            ev.ProtocolViolation: lambda event: self.violation(event.message),
         }
 
     # Facts.
@@ -153,6 +162,11 @@ class Peer:
     def ended(self) -> ConnectionClosed | None:
         """Why the connection ended, ``None`` while it lives."""
         return self._ended
+
+    @property
+    def going_away(self) -> bool:
+        """Whether the peer takes no new calls."""
+        return bool(self._going_away)
 
     # Payloads, within what was agreed.
 
@@ -171,7 +185,8 @@ class Peer:
         self, *, auth: Mapping[str, Any] | None = None, challenge: bytes | None = None
     ) -> None:
         """Send our HELLO. The client does so once it knows who the server is."""
-        self.protocol.greet(auth=auth, challenge=challenge)
+        session = self.events.token if self.connection.engine.is_client else None
+        self.protocol.greet(auth=auth, challenge=challenge, session=session)
         self.connection.wake()
 
     async def wait_welcome(self) -> None:
@@ -204,6 +219,7 @@ class Peer:
         try:
             async with asyncio.timeout(timeout):
                 await self.dispatcher.wait_idle()
+                self.events.acknowledge()
                 while not self.outbox.idle or self.connection.engine.buffered_total:
                     await self._wait(self._drain_waiters)
         except (TimeoutError, ConnectionClosed):
@@ -234,6 +250,12 @@ class Peer:
         elif isinstance(event, en.Closed):
             self._on_closed(event)
             return
+        elif isinstance(event, en.HandshakeCompleted):
+            if self.on_handshake is not None:
+                self.on_handshake(event)
+            self.dispatcher.confirm()
+        elif isinstance(event, en.TicketReceived) and self.on_ticket is not None:
+            self.on_ticket(event.ticket)
         self.pump()
 
     def before_flush(self, now: float) -> None:
@@ -330,7 +352,7 @@ class Peer:
             raise
         if self._going_away:
             self._release_slot()
-            raise Unavailable(f"the peer takes no new calls: {self._going_away}")
+            raise self._leaving()
 
     async def wait_call_room(self) -> None:
         self.check_open()
@@ -342,6 +364,8 @@ class Peer:
         self.check_open()
         while self.outbox.event_bytes > most:
             await self._wait(self._event_waiters)
+        if self._going_away and self.events.leaves_behind:
+            raise self._leaving()
 
     async def wait_stream(self, stream_id: int, low: int) -> None:
         """Wait until at most ``low`` bytes of a QUIC stream of ours are unacknowledged."""
@@ -381,7 +405,9 @@ class Peer:
     def check_open(self) -> None:
         """Raise why the connection ended, if it has."""
         if self._ended is not None:
-            raise copy(self._ended)
+            error = copy(self._ended)
+            error.unserved = True
+            raise error
 
     # Calls of ours. One is in ``calls`` until it is answered, so that the peer's limit is kept;
     # one that was cancelled has no future any more.
@@ -440,6 +466,9 @@ class Peer:
                 error.metadata = decode_metadata(event.metadata)
             except InvalidPayload:
                 logger.debug("metadata of an error from %s cannot be read", self.peer_addr)
+        if event.unserved:
+            error.unserved = True
+            self._take_leave(event.message)
         if event.stream:
             sender = self.senders.get(event.id)
             if sender is not None:
@@ -468,6 +497,7 @@ class Peer:
         self.protocol.peer = event.hello
         self._take_limits(event.hello.limits)
         self.protocol.greeted = True
+        self.events.hello(event.hello)
         if not self._greeted.done():
             self._greeted.set_result(None)
 
@@ -476,11 +506,28 @@ class Peer:
         self._depth, self._items = limits.nesting, limits.items
 
     def _on_go_away(self, event: ev.GoAwayReceived) -> None:
-        self._going_away = event.message or "going away"
-        self.busy = True
+        self._take_leave(event.message)
+        for call_id, future in self.calls.items():
+            if call_id >= event.first_unserved and future is not None:
+                self.calls[call_id] = None  # its answer is still to come
+                if not future.done():
+                    future.set_exception(self._leaving())
 
-    def _on_violation(self, event: ev.ProtocolViolation) -> None:
-        self.violation(event.message)
+    def _take_leave(self, message: str) -> None:
+        self._going_away = self._going_away or message or "going away"
+        self.busy = True
+        for waiter in self._slot_waiters:
+            if not waiter.done():
+                waiter.set_exception(self._leaving())
+        self.events.leave()
+        if self.on_leaving is not None:
+            on_leaving, self.on_leaving = self.on_leaving, None
+            on_leaving()
+
+    def _leaving(self) -> Unavailable:
+        error = Unavailable(f"the peer takes no new calls: {self._going_away}")
+        error.unserved = True
+        return error
 
     def violation(self, message: str) -> None:
         """The peer broke the protocol: the connection ends."""
@@ -561,8 +608,14 @@ class Peer:
             self._progress_timer.cancel()
         self.clock.stop(copy(error))
         self.busy = True
+        self.events.connection_lost()
+        unsent = set(self.outbox.unsent_calls)
+        for call_id, future in self.calls.items():
+            if future is not None and not future.done():
+                lost = copy(error)  # each gets a traceback of its own
+                lost.unserved = call_id in unsent
+                future.set_exception(lost)
         waiters: list[asyncio.Future[Any]] = [
-            *filter(None, self.calls.values()),
             *self._call_waiters,
             *self._event_waiters,
             *self._drain_waiters,
@@ -571,7 +624,9 @@ class Peer:
         ]
         for waiter in waiters:
             if not waiter.done():
-                waiter.set_exception(copy(error))  # each gets a traceback of its own
+                lost = copy(error)
+                lost.unserved = True
+                waiter.set_exception(lost)
         self.calls.clear()
         self.trailers.clear()
         self._flows.connection_lost()
@@ -596,9 +651,9 @@ class Peer:
         if not self._closed.done():
             self._closed.set_result(None)
 
-    def refuse(self, call_id: int, status: Status, message: str) -> None:
+    def refuse(self, call_id: int, status: Status, message: str, *, unserved: bool = False) -> None:
         """Answer a call with a status."""
-        self.protocol.fail_call(call_id, status, message)
+        self.protocol.fail_call(call_id, status, message, unserved=unserved)
         self.connection.wake()
         unread = QUEUE_HIGH + self.protocol.limits.message_size + UNREAD_LIMIT
         if self.outbox.call_bytes > unread:

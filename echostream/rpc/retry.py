@@ -1,8 +1,9 @@
 """When a call that failed is tried again.
 
-Only calls that were made with ``idempotent=True`` are: nobody else knows whether a second time does
-harm. The budget is gRPC's throttling (proposal A6): retries stop while too many calls fail, so that
-they do not keep down a server that is coming up.
+Only calls that were made with ``idempotent=True`` are, for nobody else knows whether a second time
+does harm, and those of which the error says that they were not run (``error.unserved``). The budget
+is gRPC's throttling (proposal A6): retries stop while too many calls fail, so that they do not keep
+down a server that is coming up.
 """
 
 from __future__ import annotations
@@ -52,7 +53,11 @@ class RetryPolicy:
         self._left = self.budget
 
     async def run(
-        self, attempt: Callable[[float | None], Awaitable[T]], timeout: float | None = None
+        self,
+        attempt: Callable[[float | None], Awaitable[T]],
+        timeout: float | None = None,
+        *,
+        idempotent: bool = True,
     ) -> T:
         """Await ``attempt(seconds that remain of timeout)`` until it succeeds, or this policy says
         that it is enough, or no time is left for another one; the last error is raised."""
@@ -63,7 +68,7 @@ class RetryPolicy:
             try:
                 result = await attempt(None if end is None else end - clock())
             except RpcError as error:
-                if error.status not in self.statuses:
+                if error.status not in self.statuses or not (idempotent or error.unserved):
                     raise
                 self._left = max(self._left - 1, 0.0)
                 if number == self.attempts or self._left <= self.budget / 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -139,6 +140,14 @@ class Session(Store, Caller):
     def statistics(self) -> SessionStatistics:
         """A snapshot of the connection's counters."""
         return peer_statistics(self._peer)
+
+    @property
+    def resume_id(self) -> str | None:
+        """Names the client's event session: the same over all connections of one client that
+        reconnects, also to another server; ``None`` for one that does not. Nobody can take the
+        session over who knows it."""
+        token = self._peer.events.token
+        return None if token is None else hashlib.sha256(token).hexdigest()[:32]
 
     async def close(self, reason: str = "") -> None:
         """Close the connection. Everything that waits on it ends with ``ConnectionClosed``."""

@@ -7,7 +7,14 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable
 from copy import copy
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from echostream.errors import ConfigurationError, DeadlineExceeded, InvalidPayload, RpcError
+from echostream.errors import (
+    ConfigurationError,
+    ConnectionClosed,
+    DeadlineExceeded,
+    InvalidPayload,
+    RpcError,
+    Unavailable,
+)
 from echostream.rpc.call import Metadata, decode_metadata, encode_metadata
 from echostream.rpc.items import ItemEnds
 
@@ -168,6 +175,9 @@ async def request_with_items(
         if metadata_out is not None:
             metadata_out.update(call.metadata())
         return result
+    except (ConnectionClosed, Unavailable) as error:
+        error.unserved = False  # not as it was: some of its arguments may be gone
+        raise
     finally:
         call.cancel()
         await call.wait_stopped()
@@ -178,15 +188,19 @@ class ResultStream(Generic[T], AsyncIterator[T]):
 
     The call begins with the first item that is asked for. It ends with the last one, with an error,
     with a cancellation of whoever waits here, with :meth:`aclose` or the end of ``async with``, and
-    when nothing refers to this object any more; each reaches the handler at once.
+    when nothing refers to this object any more; each reaches the handler at once. With ``again``
+    one that was certainly not run begins again.
     """
 
     def __init__(
         self,
         begin: Callable[[], Any],
         decode: Callable[[bytes], T],
+        *,
+        again: bool = False,
     ) -> None:
         self._begin: Callable[[], Any] | None = begin
+        self._again = begin if again else None
         self._decode = decode
         self._call: StreamedCall | None = None
         self._ended: StreamedCall | None = None
@@ -215,8 +229,14 @@ class ResultStream(Generic[T], AsyncIterator[T]):
         self._reading = True
         try:
             payload = await call.next()
+            self._again = None
             if payload is not None:
                 return self._decode(payload)
+        except (ConnectionClosed, Unavailable) as error:
+            self._finish(call)
+            if not error.unserved or self._again is None:
+                raise
+            self._begin = self._again
         except InvalidPayload:
             await self.aclose()
             raise
@@ -225,6 +245,8 @@ class ResultStream(Generic[T], AsyncIterator[T]):
             raise
         finally:
             self._reading = False
+        if self._begin is not None:
+            return await anext(self)
         self._finish(call)
         raise StopAsyncIteration
 
@@ -235,7 +257,7 @@ class ResultStream(Generic[T], AsyncIterator[T]):
 
     async def aclose(self) -> None:
         """End the call, also before its last item. Idempotent."""
-        self._begin = None
+        self._begin = self._again = None
         call = self._call
         if call is not None:
             self._finish(call)

@@ -11,6 +11,7 @@ from echostream.server import Listener, RpcServer
 from echostream.transport.connection import Connection
 from echostream.transport.impairment import Impairment
 from echostream.transport.memory import memory_pair
+from echostream.transport.trust import Plan, Trust, decide
 
 __all__ = ["connected_pair"]
 
@@ -81,6 +82,9 @@ class _MemoryClient(RpcClient):
         super().__init__(builder.build()._config)
         self._memory = connection
 
-    async def _verified(self) -> Connection:
+    async def _plan(self) -> Plan:
+        return decide(Trust(), "127.0.0.1", 1, "127.0.0.1", known=None)
+
+    async def _verified(self, plan: Plan) -> Connection:
         await self._memory.wait_connected()
         return self._memory

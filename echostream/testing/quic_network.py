@@ -12,15 +12,15 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Self
 
-from echostream.builder import ClientBuilder, ServerBuilder
-from echostream.client import RpcClient
+from echostream.builder import ClientBuilder, ClientConfig, ServerBuilder
+from echostream.client import Connecting, RpcClient
 from echostream.server import Listener, RpcServer
 from echostream.transport.connection import Connection
 from echostream.transport.identity import Identity
 from echostream.transport.impairment import Impairment, PathStatistics
 from echostream.transport.memory_network import MemoryEndpoint, MemoryNetwork
 from echostream.transport.quic.acceptor import QuicAcceptor
-from echostream.transport.quic.engine import client_engine
+from echostream.transport.trust import Plan, Trust, decide
 
 __all__ = ["QuicNetwork", "quic_pair"]
 
@@ -76,6 +76,19 @@ class QuicNetwork:
     ) -> RpcClient:
         """Connect a client from a host of its own. ``up`` and ``down`` are the faults of the path
         from and to it, during the handshake already. It does not check who the server is."""
+        connecting = self.connecting(client, up=up, down=down)
+        connected = await connecting
+        self._stack.push_async_callback(connected.close)
+        return connected
+
+    def connecting(
+        self,
+        client: ClientBuilder | None = None,
+        *,
+        up: Impairment | None = None,
+        down: Impairment | None = None,
+    ) -> Connecting:
+        """What :meth:`connect` awaits, to be used with ``async with`` or ``async for``."""
         client = client or ClientBuilder()
         if client._address is None:
             client.connect((SERVER_HOST, SERVER_PORT))
@@ -83,13 +96,14 @@ class QuicNetwork:
         host = str(ipaddress.IPv4Address("10.0.0.0") + self._clients)
         self._impair(host, up or Impairment(), down or Impairment())
         endpoint = self.memory.endpoint(host)
-        connected = _QuicClient(client, endpoint)
         self._stack.push_async_callback(endpoint.close)
-        await connected._open()
-        self._stack.push_async_callback(connected.close)
-        self._hosts[connected] = host
-        self._endpoints[connected] = endpoint
-        return connected
+        return _QuicConnecting(client, self, host, endpoint)
+
+    async def kill(self, server: RpcServer) -> None:
+        """End a server as a power cut does: nobody hears of it. Its address is free again."""
+        assert isinstance(server, _QuicServer)
+        server.endpoint.vanish()
+        await server.shutdown(drain=0)
 
     def impair(
         self, client: RpcClient, *, up: Impairment | None = None, down: Impairment | None = None
@@ -100,6 +114,19 @@ class QuicNetwork:
     def rebind(self, client: RpcClient) -> None:
         """Give the client another port, as a NAT does that forgot its mapping."""
         self._endpoints[client].rebind()
+
+    def move(self, client: RpcClient) -> None:
+        """Take the client to another network: another address, under the same faults."""
+        self._clients += 1
+        old, host = self._hosts[client], str(ipaddress.IPv4Address("10.0.0.0") + self._clients)
+        self.memory.impair(
+            self.memory.impairment(old, SERVER_HOST), source=host, destination=SERVER_HOST
+        )
+        self.memory.impair(
+            self.memory.impairment(SERVER_HOST, old), source=SERVER_HOST, destination=host
+        )
+        self._hosts[client] = host
+        self._endpoints[client].move(host)
 
     def statistics(self, client: RpcClient) -> tuple[PathStatistics, PathStatistics]:
         """What happened to datagrams from and to a client."""
@@ -138,18 +165,62 @@ class _QuicServer(RpcServer):
 
     async def _bind(self, acceptor: QuicAcceptor) -> Listener:
         host, port = self._config.address
-        return self._network.endpoint(host, port, acceptor=acceptor, on_connection=self._accept)
+        self.endpoint = self._network.endpoint(
+            host, port, acceptor=acceptor, on_connection=self._accept
+        )
+        return self.endpoint
+
+
+class _QuicConnecting(Connecting):
+    def __init__(
+        self, builder: ClientBuilder, network: QuicNetwork, host: str, endpoint: MemoryEndpoint
+    ) -> None:
+        super().__init__(builder.build()._config)
+        self._network = network
+        self._host = host
+        self._endpoint = endpoint
+
+    def _make(self, config: ClientConfig) -> RpcClient:
+        client = _QuicClient(config, self._endpoint)
+        self._network._hosts[client] = self._host
+        self._network._endpoints[client] = self._endpoint
+        return client
 
 
 class _QuicClient(RpcClient):
-    def __init__(self, builder: ClientBuilder, endpoint: MemoryEndpoint) -> None:
-        super().__init__(builder.build()._config)
+    def __init__(self, config: ClientConfig, endpoint: MemoryEndpoint) -> None:
+        super().__init__(config)
         self._endpoint = endpoint
 
-    async def _verified(self) -> Connection:
-        config = self._config
-        host, _ = config.address
-        engine = client_engine(config.quic, server_name=host, verify=False)
-        connection = self._endpoint.connect(engine, config.address)
-        await connection.wait_connected()
+    async def _plan(self) -> Plan:
+        """Without a fingerprint nothing is checked, and never is anything written down."""
+        trust = self._config.trust
+        host, port = self._target
+        if isinstance(trust, Trust) and trust.fingerprint is not None:
+            return decide(trust, host, port, host, known=None)
+        return Plan(
+            rule="insecure",
+            host=host,
+            port=port,
+            server_name=host,
+            authorities=None,
+            expected=None,
+        )
+
+    async def _accept(
+        self, plan: Plan, certificate: bytes | None, *, resumed: str | None = None
+    ) -> str:
+        """Here and now: no time passes."""
+        return plan.accept(certificate, resumed=resumed)
+
+    async def _dial(self, plan: Plan) -> Connection:
+        connection = self._endpoint.connect(self._engine(plan), self._target)
+        try:
+            await connection.wait_connected()
+        except BaseException:
+            connection.close()
+            raise
         return connection
+
+    async def _dial_resumed(self, plan: Plan, ticket: bytes) -> Connection:
+        return self._endpoint.connect(self._engine(plan, ticket), self._target)

@@ -106,6 +106,9 @@ class Connection:
         self.on_unreachable: Callable[[], None] | None = None
         """Called when the network reported that nobody listens at the peer's address. It is a
         hint (ICMP can be forged): probe, do not close."""
+        self.move: Callable[[], None] | None = None
+        """Goes on from another local port or address; ``None`` where the network has no such
+        thing."""
         self._send = send
         self._loop = loop or asyncio.get_running_loop()
         self._context = contextvars.copy_context()  # not that of whichever task wakes us

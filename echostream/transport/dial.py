@@ -14,7 +14,7 @@ from echostream.transport.connection import Connection
 from echostream.transport.endpoint import Endpoint
 from echostream.transport.engine import Address, Engine
 
-__all__ = ["dial"]
+__all__ = ["dial", "dial_first"]
 
 STAGGER = 0.25
 """Seconds before the next address gets its chance (RFC 8305, section 5)."""
@@ -65,6 +65,14 @@ async def dial(
         ) from None
     finally:
         await race.cancel()
+
+
+async def dial_first(host: str, port: int, engine: Engine) -> Connection:
+    """A connection to the first address of ``host``, whose handshake has only begun: what is
+    written to it in this turn of the loop leaves with the first packet. Its socket is released with
+    it."""
+    family, address = (await _addresses([(host, port)]))[0]
+    return (await _endpoint(family)).connect(engine, address)
 
 
 class _Race:
@@ -147,8 +155,7 @@ class _Race:
 async def _attempt(
     family: socket.AddressFamily, address: Address, make_engine: Callable[[], Engine]
 ) -> Connection:
-    any_host = "[::]" if family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104 - sends only
-    endpoint = await Endpoint.bind(f"{any_host}:0", close_when_idle=True)
+    endpoint = await _endpoint(family)
     try:
         connection = endpoint.connect(make_engine(), address)
         refused = asyncio.Event()
@@ -170,6 +177,11 @@ async def _attempt(
         await endpoint.close(Close.OK)
         raise
     return connection
+
+
+async def _endpoint(family: socket.AddressFamily) -> Endpoint:
+    any_host = "[::]" if family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104 - sends only
+    return await Endpoint.bind(f"{any_host}:0", close_when_idle=True)
 
 
 async def _addresses(

@@ -27,6 +27,9 @@ RECEIVE_BATCH = 128
 SEND_QUEUE = 1024
 """Datagrams that wait for a full socket buffer. The oldest goes first: QUIC repairs it."""
 
+MOVE_EVERY_S = 1.0
+"""A client whose address is gone opens another socket, no more often than this."""
+
 SOCKET_BUFFER = 4 << 20
 """Bytes asked for in each direction; the system may grant fewer."""
 
@@ -37,6 +40,7 @@ _NEVER_FRAGMENT = {  # RFC 9000, section 14: and what ICMP says of the path is n
     "darwin": [(socket.IPPROTO_IP, 28, 1), (socket.IPPROTO_IPV6, 62, 1)],  # DONTFRAG
     "win32": [(socket.IPPROTO_IP, 14, 1), (socket.IPPROTO_IPV6, 14, 1)],  # DONTFRAGMENT
 }
+_ADDRESS_GONE = (errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.ENODEV, errno.EPIPE, errno.ENOTCONN)
 _REPORT_ERRORS = [(socket.IPPROTO_IP, 11, 1), (socket.IPPROTO_IPV6, 25, 1)]  # IP_RECVERR
 
 
@@ -107,6 +111,8 @@ class Endpoint:
             on_idle=self._idle,
             arrival_age=self._arrival_age,
         )
+        self._listens = acceptor is not None
+        self._moved_at = -MOVE_EVERY_S
         self._batch = 0
         self._queue: deque[tuple[bytes, Address]] = deque()
         self._released = False
@@ -190,7 +196,35 @@ class Endpoint:
 
     def connect(self, engine: Engine, address: Address) -> Connection:
         """Start a handshake. ``address`` is resolved, in the shape of the socket's family."""
-        return self._router.connect(engine, address)
+        connection = self._router.connect(engine, address)
+        if not self._listens:
+            connection.move = self.move
+        return connection
+
+    def move(self) -> None:
+        """Go on with a new socket, on any address of this host: the one before may be bound to an
+        address that is gone. The peers are told. Only for an endpoint that does not listen."""
+        if self._released or self._listens:
+            return
+        any_host = "::" if self._family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104
+        try:
+            sock = _bound_socket(self._family, (any_host, 0))
+        except OSError:
+            self._send_errors += 1
+            return
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+        self._sock.close()
+        self._queue.clear()
+        sock.setblocking(False)
+        self._sock = sock
+        self._io = datagram_socket(sock)
+        self._address = display_address(sock.getsockname())
+        if self._error_queue:
+            _try_options(sock, _REPORT_ERRORS)
+        self._loop.add_reader(sock.fileno(), self._readable)
+        self._moved_at = self._loop.time()
+        self._router.moved()
 
     def statistics(self) -> EndpointStatistics:
         """A snapshot of the counters."""
@@ -314,6 +348,9 @@ class Endpoint:
             self._too_large += 1
             return
         self._send_errors += 1
+        if error in _ADDRESS_GONE and self._loop.time() - self._moved_at >= MOVE_EVERY_S:
+            self._moved_at = self._loop.time()
+            self._loop.call_soon(self.move)
         if error == errno.ECONNREFUSED:
             # That was about an earlier datagram, to whomever. This one was not tried yet.
             self._loop.call_soon(self._pending_errors)

@@ -218,6 +218,10 @@ class Engine(Protocol):
     def ping(self, uid: int) -> None:
         """Send a PING; :class:`PingAcknowledged` reports back."""
 
+    def change_connection_id(self) -> None:
+        """Use another connection ID of the peer, as before sending from another address (RFC
+        9000, section 9.5)."""
+
     def close(self, code: int, reason: str) -> None:
         """Close with an application code. Unsent stream data is dropped."""
 

@@ -78,6 +78,10 @@ class MemoryNetwork:
         else:
             self._path(source, destination).impairment = impairment
 
+    def impairment(self, source: str, destination: str) -> Impairment:
+        """The faults from one host to another."""
+        return self._path(source, destination).impairment
+
     def statistics(self, source: str, destination: str) -> PathStatistics:
         """What happened to the datagrams from one host to another."""
         return self._path(source, destination).statistics()
@@ -95,10 +99,12 @@ class MemoryNetwork:
                 heapq.heappush(self._in_flight, item)
         self._arm(now)
 
-    def rebound(self, endpoint: MemoryEndpoint, old: tuple[str, int]) -> tuple[str, int]:
-        """Give ``endpoint`` another port of its host; the old one leads nowhere."""
+    def rebound(
+        self, endpoint: MemoryEndpoint, old: tuple[str, int], host: str | None = None
+    ) -> tuple[str, int]:
+        """Give ``endpoint`` another port, of its host or of another; the old one leads nowhere."""
         del self._endpoints[old]
-        while (new := (old[0], self._random.randrange(49152, 65536))) in self._endpoints:
+        while (new := (host or old[0], self._random.randrange(49152, 65536))) in self._endpoints:
             pass
         self._endpoints[new] = endpoint
         return new
@@ -186,7 +192,9 @@ class MemoryEndpoint:
 
     def connect(self, engine: Engine, address: Address) -> Connection:
         """Start a handshake."""
-        return self._router.connect(engine, address)
+        connection = self._router.connect(engine, address)
+        connection.move = self.move
+        return connection
 
     def receive(self, datagrams: list[tuple[bytes, Address]]) -> None:
         """Take datagrams; also for tests that play the attacker."""
@@ -195,6 +203,19 @@ class MemoryEndpoint:
     def rebind(self) -> None:
         """Move to another port, as behind a NAT that forgot its mapping."""
         self.address = self._network.rebound(self, self.address)
+
+    def move(self, host: str | None = None) -> None:
+        """Go on from another port, and another host where one is given, and tell the peers."""
+        self.address = self._network.rebound(self, self.address, host)
+        self._router.moved()
+
+    def vanish(self) -> None:
+        """Leave the network without a word: what is sent from here on goes nowhere."""
+        if not self._closed:
+            self._closed = True
+            self._network.removed(self.address)
+            for connection in self._router.connections:
+                connection.abandon()
 
     async def close(
         self, code: int = Close.GOING_AWAY, reason: str = "", *, linger: float = 0.0

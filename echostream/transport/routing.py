@@ -119,6 +119,14 @@ class Router:
                 except Exception:
                     logger.exception("the on_unreachable hook of %r failed", connection)
 
+    def moved(self) -> None:
+        """What is sent from here on comes from another address: tell every peer, under connection
+        IDs that nobody has seen on the path before (RFC 9000, section 9.5)."""
+        for connection in self.connections:
+            connection.engine.change_connection_id()
+            connection.engine.ping(0)
+            connection.wake()
+
     # ConnectionOwner
 
     def connection_id_issued(self, connection: Connection, connection_id: bytes) -> None:
@@ -157,7 +165,9 @@ class Router:
     ) -> Connection | None:
         if self._acceptor is None or self._on_connection is None:
             self.unroutable += 1
-            return None
+            # A stateless reset carries no ID of ours: who sent it tells (RFC 9000, section 10.3).
+            owners = (c for c in self._connections if c.peer_address == address)
+            return None if data[0] & 0x80 else next(owners, None)
         try:
             answer = self._acceptor.accept(data, address, now)
         except Exception:

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from players import BLOCK, FORMAT, LAN, RATE, SECOND, WIFI, Player, cast, pairwise, ramp, true_ns
 
-from echostream import AudioFormat, ConfigurationError, MethodNotFound, StreamReceiver
+from echostream import (
+    AudioFormat,
+    ConfigurationError,
+    MethodNotFound,
+    RpcServer,
+    Session,
+    StreamReceiver,
+)
 from echostream.contrib.group import Group
 from echostream.testing import Impairment, QuicNetwork, run_virtual
 
@@ -35,8 +42,16 @@ async def room(
     async with QuicNetwork(seed=seed) as network:
         server = await network.serve()
         clients = [await network.connect(p.builder(), up=path, down=path) for p in players]
+        sessions = await sessions_of(server, len(players))
         async with Group("music", FORMAT, **options) as group:
-            yield network, group, clients, list(server.context.sessions)
+            yield network, group, clients, sessions
+
+
+async def sessions_of(server: RpcServer, count: int) -> list[Session]:
+    """The sessions of so many clients; the last one connects a moment before its session does."""
+    while len(server.context.sessions) < count:  # noqa: ASYNC110 - one way of the path
+        await asyncio.sleep(0.001)
+    return list(server.context.sessions)
 
 
 async def play(group: Group, seconds: float) -> None:
@@ -187,7 +202,7 @@ async def test_streams_of_one_timeline_stay_together():
     async with QuicNetwork(seed=2) as network:
         server = await network.serve()
         await network.connect(builder, up=LAN, down=LAN)
-        (session,) = server.context.sessions
+        (session,) = await sessions_of(server, 1)
         async with Group("music", FORMAT) as one, Group("speech", FORMAT) as two:
             await one.add(session)
             await two.add(session)

@@ -35,7 +35,7 @@ def test_what_a_server_announces_is_read_back() -> None:
         port=5000,
         fingerprint=PIN,
         id="0123456789abcdef",
-        capabilities=("datagram", "ndarray"),
+        capabilities=("datagram", "ndarray", "resume"),
         properties={"room": "kitchen", "model": ""},
     )
 

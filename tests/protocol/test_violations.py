@@ -322,15 +322,18 @@ async def test_answers_that_are_too_large_or_malformed_fail_their_call_alone() -
 async def test_goaway_refuses_what_is_new_and_lets_finish_what_runs() -> None:
     client, raw = await raw_server()
     running = asyncio.create_task(client.request("x"))
-    await raw.expect(frames.REQUEST)
+    unserved = asyncio.create_task(outcome(client.request("x")))
+    await raw.expect(frames.REQUEST, 2)
     control = 3
-    data = encode_frame(frames.GOAWAY, 0, b"bye", 0, None, None, 1_000_000, Close.GOING_AWAY)
+    data = encode_frame(frames.GOAWAY, 2, b"bye", 0, None, None, 1_000_000, Close.GOING_AWAY)
     raw.engine.send_stream(control, data, False)
     raw.connection.wake()
     await turns(20)
     refused = await outcome(client.request("y"))
     assert isinstance(refused, Unavailable)
     assert (refused.method, "bye" in refused.message) == ("y", True)
+    assert (await unserved).unserved
+    assert refused.unserved
     raw.send(encode_frame(frames.RESPONSE, 0, encode(5), frames.END))
     assert await running == 5
     await client.close()

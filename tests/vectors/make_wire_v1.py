@@ -101,6 +101,8 @@ def frames() -> list[dict[str, Any]]:
     general("GOAWAY", FrameType.GOAWAY, 8, b"bye", number=3, time_us=5_000_000)
     general("CREDIT", FrameType.CREDIT, 4, number=64)
     general("RESUME", FrameType.RESUME, 1_000_000)
+    general("RESUME, begins anew", FrameType.RESUME, 0, flags=MARK, number=1)
+    general("RESUME with runs beyond", FrameType.RESUME, 4, b"\x94\x06\x06\x08\x09", number=5)
     general("WELCOME", FrameType.WELCOME, 1)
     general("REQUEST, smallest", FrameType.REQUEST, 0, b"\xc0", END, "f")
     general(
@@ -121,6 +123,7 @@ def frames() -> list[dict[str, Any]]:
     general("REQUEST, name beyond ASCII", FrameType.REQUEST, 10, b"\x01", END, "größe.音")
     general("RESPONSE", FrameType.RESPONSE, 4, b"\x2a", END, metadata=empty_map)
     general("ERROR", FrameType.ERROR, 4, b"", END, name="no such user", number=5)
+    general("ERROR, not run", FrameType.ERROR, 4, b"", END, name="bye", number=14, time_us=0)
     general("ERROR without text", FrameType.ERROR, 4, empty_map, END, number=13)
     general("CANCEL", FrameType.CANCEL, 4, number=0x10)
     general("ITEM", FrameType.ITEM, 7, b"\xc3", number=0)

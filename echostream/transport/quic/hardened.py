@@ -437,11 +437,12 @@ class HardenedConnection(PathProber):
 
     def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
         super()._parse_transport_parameters(data, from_session_ticket)
-        if from_session_ticket:
-            # Streams that were opened before connect() may carry 0-RTT too; aioquic has them wait
-            # for the end of the handshake.
+        if from_session_ticket or not self._is_client:
+            # Streams that were opened before may carry 0-RTT or 0.5-RTT data (RFC 9001, sections
+            # 4.6.1 and 5.7); aioquic has them wait for the end of the handshake.
             self._unblock_streams(is_unidirectional=False)
             self._unblock_streams(is_unidirectional=True)
+        if from_session_ticket:
             return  # the rest is not remembered (RFC 9000, section 7.4.1)
         if self._remote_max_idle_timeout == 0:
             # "Disabled" (RFC 9000, section 18.2), which aioquic takes for 3 PTO.
