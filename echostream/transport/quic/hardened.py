@@ -45,6 +45,9 @@ MAX_CRYPTO_OFFSET = 1 << 16
 """Bytes of handshake per encryption level, as in quiche. aioquic holds 512 KiB per gap and any
 amount of contiguous data for one spoofable packet (RFC 9000, section 7.5)."""
 
+EARLY_BYTES = 1 << 16
+"""Bytes of 1-RTT packets that are kept until the handshake is complete."""
+
 LONGEST_REASON = 256
 """Bytes of a close reason. One that does not fit a packet keeps aioquic from ever closing."""
 
@@ -112,6 +115,8 @@ class HardenedConnection(PathProber):
         self._skip_at = secrets.randbelow(SKIP_WITHIN)
         self._close_packets: list[tuple[bytes, NetworkAddress]] = []
         self._received_closing = 0
+        self._early: list[tuple[bytes, NetworkAddress]] = []
+        self._early_size = 0
         self._repeat_close = False
 
         self._logger = ConnectionLogger(self._original_destination_connection_id)  # type: ignore[assignment]
@@ -293,10 +298,21 @@ class HardenedConnection(PathProber):
                 if self._received_closing.bit_count() == 1:
                     self._repeat_close = True
             return
+        if not self._handshake_complete and data and not data[0] & 0x80:
+            # It overtook the end of the handshake (RFC 9001, section 5.7). aioquic drops it, and
+            # the peer takes that for congestion.
+            if self._early_size + len(data) <= EARLY_BYTES:
+                self._early.append((data, addr))
+                self._early_size += len(data)
+            return
         before = self.packets_received
         super().receive_datagram(data, addr, now)
         if self.packets_received == before:
             self._undecipherable(data)
+        if self._early and self._handshake_complete:
+            early, self._early = self._early, []
+            for held, sender in early:
+                self.receive_datagram(held, sender, now)
 
     def _payload_received(
         self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -275,3 +276,36 @@ def test_a_defect_ends_one_connection_only(
     assert pair.run(lambda: pair.server.closed, 1.0)
     assert pair.server.closed.code == 1
     assert "a defect" in caplog.text
+
+
+@pytest.mark.parametrize("server", ["ours", "stock"])
+def test_data_that_overtakes_the_handshake_is_kept(server: str, credentials: Credentials) -> None:
+    """RFC 9001, section 5.7. Dropped, it would be sent again, by a smaller congestion window."""
+    first = True
+
+    def fate(rng: random.Random, data: bytes, to_server: bool) -> list[tuple[float, bytes]]:
+        nonlocal first
+        late = to_server and not first and data[0] & 0x80  # the client's Finished
+        first = first and not to_server
+        return [(0.025 if late else 0.015, data)]
+
+    acceptor: Any = (our_acceptor if server == "ours" else StockAcceptor)(credentials)
+    pair = Pair(our_client(credentials), acceptor, fate=fate)
+    pair.connect()
+    assert pair.run(lambda: pair.client.handshake, 1.0)
+    stream_id = pair.client.engine.open_stream(True)
+    pair.client.engine.send_stream(stream_id, bytes(5000), True)
+    assert pair.run(lambda: pair.server and stream_id in pair.server.finished, 5.0)
+    pair.run(None, 1.0)
+    lost = pair.client.engine.info().packets_lost
+    assert lost == 0 if server == "ours" else lost > 0
+
+
+def test_what_may_overtake_the_handshake_is_bounded(credentials: Credentials) -> None:
+    acceptor = our_acceptor(credentials)
+    data = initial(crypto(0, b"\x01" + b"\xff" * 999), number=0, cid=b"12345678")
+    engine = acceptor.accept(data, CLIENT, 1.0)
+    engine.feed(data, CLIENT, 1.0)
+    for _ in range(200):
+        engine.feed(b"\x40" + b"12345678" + bytes(1191), CLIENT, 1.0)
+    assert sum(len(packet) for packet, _ in engine._connection._early) <= 1 << 16
