@@ -2,7 +2,9 @@
 
 The server is stopped in the middle of the work and started again on the same port. The client is
 one object all the time: it subscribes anew on each connection, its readings all arrive, once and in
-order, and a call that was made in the gap is answered by the next server.
+order, and a call that was made in the gap is answered by the next server. What makes it *once* is
+that the servers note the number of each event with what it brought: an acknowledgement can be lost
+together with the connection, and the client then sends the event again.
 
     python examples/reconnect.py
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import asyncio
 
 from echostream import ClientContext, Identity, RpcClient, RpcServer, Session, run
+from echostream.rpc.call import current_call
 
 IDENTITY = Identity.ephemeral()  # both servers are the same one for the client, which pins it
 READINGS = 300
@@ -22,16 +25,21 @@ class Station:
 
     def __init__(self) -> None:
         self.readings: list[int] = []
+        self.last_number: dict[str | None, int] = {}
         self.complete = asyncio.Event()
 
     def server(self, port: int) -> RpcServer:
         async def subscribe(session: Session, topic: str) -> None:
             print("server: a client wants", topic)
 
-        async def reading(value: int) -> None:
+        async def reading(session: Session, value: int) -> None:
             self.readings.append(value)
+            self.last_number[session.resume_id] = current_call().event_number
             if len(self.readings) == READINGS:
                 self.complete.set()
+
+        async def last_handled(session: Session) -> int:  # of a client that comes back
+            return self.last_number.get(session.resume_id, 0)
 
         async def average() -> float:
             return sum(self.readings) / max(len(self.readings), 1)
@@ -43,6 +51,7 @@ class Station:
             .handler("subscribe", subscribe)
             .handler("average", average)
             .listener("reading", reading)
+            .on_resume(last_handled)
             .build()
         )
 
