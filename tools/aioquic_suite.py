@@ -1,8 +1,8 @@
 """aioquic's own connection tests, run against this project's classes.
 
-    python -m pip download --no-deps --no-binary aioquic aioquic==1.7.2 -d /tmp/aioquic
-    tar -xzf /tmp/aioquic/aioquic-1.7.2.tar.gz -C /tmp/aioquic
-    python tools/aioquic_suite.py /tmp/aioquic/aioquic-1.7.2
+    python -m pip download --no-deps --no-binary aioquic aioquic==1.7.2 -d build/aioquic
+    tar -xzf build/aioquic/aioquic-1.7.2.tar.gz -C build/aioquic
+    python tools/aioquic_suite.py build/aioquic/aioquic-1.7.2
 
 Its ``tests/test_connection.py`` is run in turn with aioquic's class, with and without qlog (the
 compiled path takes no connection that writes qlog), with ``HardenedConnection`` and with

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -46,7 +47,7 @@ class Player(Protocol):
     def statistics(self) -> PlayoutStatistics | SyncStatistics: ...
 
 
-class PlayoutFeed:
+class PlayoutFeed(ABC):
     """Hands the packets of one stream to its playout.
 
     Packets of a realtime stream go on at once. A reliable stream may bring audio faster than it is
@@ -118,12 +119,13 @@ class PlayoutFeed:
             self._timer.cancel()
             self._timer = None
 
+    @abstractmethod
     def _lead(self, event: MediaReceived, now: float) -> float:
         """Seconds by which this packet is ahead of real time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _push(self, event: MediaReceived, arrival: float) -> None:
-        raise NotImplementedError
+        """Hand it to the playout. ``ValueError`` for one that does not fit the format."""
 
     def _play(self, event: MediaReceived, arrival: float) -> None:
         try:

@@ -19,12 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from echostream.errors import IdentityError
-from echostream.transport.private_files import (
-    data_directory,
-    locked,
-    read_private,
-    write_private,
-)
+from echostream.transport.private_files import data_directory, locked, read_lines, write_lines
 
 __all__ = ["KnownHost", "KnownHosts", "host_key"]
 
@@ -78,7 +73,7 @@ class KnownHosts:
     def entries(self) -> list[KnownHost]:
         """All lines, in the order of the file."""
         known: dict[str, KnownHost] = {}
-        for number, line in enumerate(self._lines(), start=1):
+        for number, line in enumerate(read_lines(self.path), start=1):
             text = line.strip()
             if not text or text.startswith("#"):
                 continue
@@ -114,10 +109,10 @@ class KnownHosts:
         with locked(self.path):
             if (entry := self.lookup(host, port)) is not None:
                 return entry
-            lines = self._lines()
+            lines = read_lines(self.path)
             since = f"{datetime.now(UTC):%Y-%m-%d}"
             new = KnownHost(host_key(host, port), fingerprint, since, self.path, len(lines) + 1)
-            self._write([*lines, f"{new.key} {fingerprint} {since}"])
+            write_lines(self.path, [*lines, f"{new.key} {fingerprint} {since}"])
             return new
 
     def replace(self, host: str, port: int, fingerprint: str) -> None:
@@ -125,10 +120,10 @@ class KnownHosts:
         with locked(self.path):
             entry = self.lookup(host, port)
             if entry is not None:
-                lines = self._lines()
+                lines = read_lines(self.path)
                 since = f"{datetime.now(UTC):%Y-%m-%d}"
                 lines[entry.line - 1] = f"{entry.key} {fingerprint} {since}"
-                self._write(lines)
+                write_lines(self.path, lines)
 
     def forget(self, host: str, port: int) -> bool:
         """Remove the server's line; ``False`` where it has none."""
@@ -136,19 +131,7 @@ class KnownHosts:
             entry = self.lookup(host, port)
             if entry is None:
                 return False
-            lines = self._lines()
+            lines = read_lines(self.path)
             del lines[entry.line - 1]
-            self._write(lines)
+            write_lines(self.path, lines)
             return True
-
-    def _lines(self) -> list[str]:
-        data = read_private(self.path, secret=False)
-        try:
-            return [] if data is None else data.decode().splitlines()
-        except UnicodeDecodeError as error:
-            raise IdentityError(
-                f"{self.path} is not a text file; remove it, or name another one"
-            ) from error
-
-    def _write(self, lines: list[str]) -> None:
-        write_private(self.path, "".join(line + "\n" for line in lines).encode())

@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from echostream.errors import IdentityError
-from echostream.transport.private_files import data_directory, locked, read_private, write_private
+from echostream.transport.private_files import data_directory, locked, read_lines, write_lines
 
 __all__ = ["KnownService", "KnownServices"]
 
@@ -56,7 +56,7 @@ class KnownServices:
     def entries(self) -> list[KnownService]:
         """All lines, in the order of the file."""
         found = []
-        for number, line in enumerate(self._lines(), start=1):
+        for number, line in enumerate(read_lines(self.path), start=1):
             text = line.strip()
             if not text or text.startswith("#"):
                 continue
@@ -89,38 +89,30 @@ class KnownServices:
                     f"another program met {name!r} just now, with the key {known[0].fingerprint}, "
                     f"and this server has {fingerprint}: connect again, and choose"
                 )
-            self._write([*self._lines(), _line(name, fingerprint)])
+            write_lines(self.path, [*read_lines(self.path), _line(name, fingerprint)])
 
     def replace(self, name: str, old: Collection[str], fingerprint: str) -> None:
         """A server of this name has another key from now on, and no longer one of the ``old``."""
         with locked(self.path):
             known = self.lookup(name)
             gone = {each.line for each in known if each.fingerprint in old}
-            lines = [line for at, line in enumerate(self._lines(), start=1) if at not in gone]
+            lines = [
+                line for at, line in enumerate(read_lines(self.path), start=1) if at not in gone
+            ]
             if all(each.fingerprint != fingerprint for each in known):
                 lines.append(_line(name, fingerprint))
-            self._write(lines)
+            write_lines(self.path, lines)
 
     def forget(self, name: str) -> int:
         """Remove the name's lines; how many there were."""
         with locked(self.path):
             gone = {each.line for each in self.lookup(name)}
             if gone:
-                lines = self._lines()
-                self._write([line for at, line in enumerate(lines, start=1) if at not in gone])
+                lines = read_lines(self.path)
+                write_lines(
+                    self.path, [line for at, line in enumerate(lines, start=1) if at not in gone]
+                )
             return len(gone)
-
-    def _lines(self) -> list[str]:
-        data = read_private(self.path, secret=False)
-        try:
-            return [] if data is None else data.decode().splitlines()
-        except UnicodeDecodeError as error:
-            raise IdentityError(
-                f"{self.path} is not a text file; remove it, or name another one"
-            ) from error
-
-    def _write(self, lines: list[str]) -> None:
-        write_private(self.path, "".join(line + "\n" for line in lines).encode())
 
 
 def _line(name: str, fingerprint: str) -> str:

@@ -18,7 +18,14 @@ from pathlib import Path
 
 from echostream.errors import IdentityError
 
-__all__ = ["data_directory", "locked", "read_private", "write_private"]
+__all__ = [
+    "data_directory",
+    "locked",
+    "read_lines",
+    "read_private",
+    "write_lines",
+    "write_private",
+]
 
 _LOCK_TIMEOUT_S = 5.0
 _LOCK_POLL_S = 0.01
@@ -86,6 +93,20 @@ def write_private(path: Path, data: bytes) -> None:
             raise
     except OSError as error:
         raise _unusable(path, error) from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that is no secret; none where there is no such file."""
+    data = read_private(path, secret=False)
+    try:
+        return [] if data is None else data.decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise IdentityError(f"{path} is not a text file; remove it, or name another one") from error
+
+
+def write_lines(path: Path, lines: list[str]) -> None:
+    """Put ``lines`` there, as :func:`write_private` does."""
+    write_private(path, "".join(line + "\n" for line in lines).encode())
 
 
 @contextmanager
