@@ -1,6 +1,7 @@
 """Frames from their parts, and clock frames back."""
 
 
+@cython.binding(False)
 def encode_frame(
     int type,
     int64_t id,
@@ -93,6 +94,7 @@ def encode_frame(
     return frame
 
 
+@cython.binding(False)
 def encode_media(
     uint32_t alias,
     uint16_t epoch,
