@@ -27,7 +27,7 @@ FLOORS: list[list[set[str]]] = [
     [{"protocol"}, {"media"}],
     [{"transport"}, {"discovery"}],
     [{"rpc", "plugin"}],
-    [{"server", "client", "builder", "finding"}],
+    [{"server", "client", "builder", "finding", "pairing"}],
     [{"contrib"}, {"testing"}, {"sync"}],
     [{"cli"}, {"pytest_plugin"}],
     [{"", "prelude"}],  # the facade: `echostream` itself
@@ -59,6 +59,7 @@ DOORS: dict[str, set[str]] = {
     "sounddevice": {"echostream.contrib"},
     "soundfile": {"echostream.contrib"},
     "soxr": {"echostream.contrib"},
+    "spake2": {"echostream.transport.code_exchange"},
     "typing_extensions": {"echostream._ext", "echostream.protocol"},
     "uvloop": {"echostream.runner"},
     "zeroconf": {"echostream.discovery"},

@@ -13,6 +13,7 @@ from echostream.builder import ClientBuilder
 from echostream.cli.errors import BadInput
 from echostream.errors import IdentityError, InvalidPayload
 from echostream.protocol import payload as payloads
+from echostream.transport.identity import Identity
 from echostream.transport.trust import Trust
 
 __all__ = ["add_connection_arguments", "client_builder", "json_text", "parse_json"]
@@ -28,6 +29,9 @@ def add_connection_arguments(parser: argparse.ArgumentParser, *, optional: bool 
     )
     parser.add_argument(
         "--timeout", metavar="S", type=float, default=10.0, help="seconds to wait (default: 10)"
+    )
+    parser.add_argument(
+        "--identity", action="store_true", help="show this user's key to a server that asks"
     )
     trust = parser.add_mutually_exclusive_group()
     trust.add_argument("--fingerprint", metavar="SHA256", help="the server's key has this one")
@@ -45,6 +49,7 @@ def client_builder(args: argparse.Namespace) -> ClientBuilder:
     return (
         ClientBuilder()
         .connect(args.address, timeout=args.timeout)
+        .credentials(identity=Identity.self_signed() if args.identity else None)
         .trust(fingerprint=args.fingerprint, ca=args.ca, insecure=args.insecure)
     )
 

@@ -7,11 +7,13 @@ import json
 from datetime import UTC, datetime
 
 from echostream.cli.errors import BadInput
+from echostream.cli.pairing import add_pair_arguments, run_pairing
 from echostream.cli.ticket import make_ticket, print_ticket
 from echostream.discovery.service import check_service_name
 from echostream.errors import ConfigurationError
 from echostream.transport.addresses import parse_address
 from echostream.transport.identity import Identity, rotate
+from echostream.transport.known_clients import KnownClients
 from echostream.transport.known_hosts import KnownHosts
 from echostream.transport.known_services import KnownServices
 from echostream.transport.private_files import data_directory
@@ -26,8 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     show = actions.add_parser("show", help="the key that servers of this user show (default)")
     known = actions.add_parser("known-hosts", help="the servers whose keys are known")
+    clients = actions.add_parser("known-clients", help="the clients that were paired here")
     forget = actions.add_parser("forget", help="trust a server's next key as if it were new")
     forget.add_argument("address", metavar="HOST:PORT|NAME")
+    forget.add_argument("--client", action="store_true", help="let a paired client in no more")
     renew = actions.add_parser("rotate", help="a new key, which clients that know the old one take")
     trust = actions.add_parser("trust", help="believe a server that is found by name")
     trust.add_argument("name", metavar="NAME")
@@ -40,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ticket.add_argument("--token", default="", help="what the client is to show; keep it secret")
     ticket.add_argument("--qr", action="store_true", help="a QR code in the terminal as well")
     ticket.add_argument("--png", metavar="FILE", help="the QR code as a picture")
-    for each in (show, known, forget, renew, trust, ticket):
+    paired = actions.add_parser("pair", help="get to know another machine by a short code")
+    add_pair_arguments(paired)
+    for each in (show, known, clients, forget, renew, trust, ticket, paired):
         each.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="as JSON")
 
 
@@ -48,8 +54,10 @@ def run(args: argparse.Namespace) -> int:
     """Show, list or forget."""
     if args.action == "known-hosts":
         return _known_hosts(args.json)
+    if args.action == "known-clients":
+        return _known_clients(args.json)
     if args.action == "forget":
-        return _forget(args.address, args.json)
+        return _forget(args.address, args.client, args.json)
     if args.action == "rotate":
         rotate()
         return _show(args.json)
@@ -59,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
         made = make_ticket(args.addresses, args.name, args.token)
         print_ticket(made, as_json=args.json, qr=args.qr, png=args.png)
         return 0
+    if args.action == "pair":
+        return run_pairing(args)
     return _show(args.json)
 
 
@@ -102,9 +112,26 @@ def _known_hosts(as_json: bool) -> int:
     return 0
 
 
-def _forget(address: str, as_json: bool) -> int:
+def _known_clients(as_json: bool) -> int:
+    known = KnownClients()
+    entries = known.entries()
+    if as_json:
+        facts = [{"name": e.name, "fingerprint": e.fingerprint, "since": e.since} for e in entries]
+        print(json.dumps(facts))
+        return 0
+    for each in entries:
+        print(f"{each.name}  {each.fingerprint}  {each.since}".rstrip())
+    if not entries:
+        print(f"no known clients in {known.path}")
+    return 0
+
+
+def _forget(address: str, is_client: bool, as_json: bool) -> int:
     known, services = KnownHosts(), KnownServices()
-    if not services.forget(address):
+    if is_client:
+        if not KnownClients().forget(address):
+            raise BadInput(f"no client {address!r} is in {KnownClients().path}")
+    elif not services.forget(address):
         try:
             host, port = parse_address(address)
         except ConfigurationError as exc:

@@ -53,6 +53,14 @@ class KnownServices:
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = data_directory() / "known_services" if path is None else Path(path).absolute()
 
+    @classmethod
+    def beside(cls, known_hosts: str | os.PathLike[str] | None) -> KnownServices:
+        """The file that belongs to a file of known hosts, also where that one is elsewhere."""
+        if known_hosts is None:
+            return KnownServices()
+        path = Path(known_hosts)
+        return KnownServices(path.with_name(f"{path.name}.services"))
+
     def entries(self) -> list[KnownService]:
         """All lines, in the order of the file."""
         found = []

@@ -20,7 +20,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from echostream.errors import IdentityError
 from echostream.transport.known_services import KnownServices
@@ -53,7 +52,7 @@ class ServiceTrust:
             return frozenset({trust.fingerprint})
         if trust.ca is not None or trust.insecure:
             return None
-        known = self._known_services().lookup(self.service)
+        known = KnownServices.beside(self.trust.known_hosts).lookup(self.service)
         return frozenset(each.fingerprint for each in known) or None
 
     def usable(self, addresses: Sequence[str], keys: frozenset[str] | None) -> tuple[str, ...]:
@@ -78,16 +77,8 @@ class ServiceTrust:
             keys=keys,
             service=self.service,
             joining=self.joining,
-            known_services=self._known_services(),
+            known_services=KnownServices.beside(trust.known_hosts),
         )
-
-    def _known_services(self) -> KnownServices:
-        """Beside the known hosts, also where these are elsewhere."""
-        hosts = self.trust.known_hosts
-        if hosts is None:
-            return KnownServices()
-        path = Path(hosts)
-        return KnownServices(path.with_name(f"{path.name}.services"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
