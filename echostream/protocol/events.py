@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias
 
 from echostream.protocol.hello import Hello
+from echostream.protocol.resumption import Outcomes
 
 __all__ = [
     "CallCancelled",
@@ -159,12 +160,14 @@ class EventSkipped(NamedTuple):
 
 class ResumeReceived(NamedTuple):
     """The peer has handled our events up to ``upto`` and in ``ranges``. With ``first`` above 0 it
-    begins to send its own from that number; ``fresh``: it knows nothing of earlier connections."""
+    begins to send its own from that number; ``fresh``: it knows nothing of earlier connections;
+    ``outcomes``: what came of events of ours that it has handled."""
 
     upto: int
     ranges: list[int]
     first: int
     fresh: bool
+    outcomes: Outcomes | None = None
 
 
 class StreamOpened(NamedTuple):

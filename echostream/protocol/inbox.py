@@ -21,6 +21,7 @@ from echostream.protocol.carrier import Carrier
 from echostream.protocol.frames import FrameParser
 from echostream.protocol.hello import MAX_HELLO, Hello, Limits
 from echostream.protocol.ordering import EventOrder
+from echostream.protocol.resumption import Outcomes
 
 __all__ = ["Inbox"]
 
@@ -527,7 +528,8 @@ class Inbox:
             ranges = payloads.decode(p.payload)
             if not isinstance(ranges, list) or not all(type(n) is int and n > 0 for n in ranges):
                 raise ProtocolError("RESUME carries a list of event numbers")
-        return ev.ResumeReceived(p.id, ranges, max(p.number, 0), bool(p.flags & frames.MARK))
+        fresh = bool(p.flags & frames.MARK)
+        return ev.ResumeReceived(p.id, ranges, max(p.number, 0), fresh, Outcomes.decode(p.metadata))
 
     def _on_event_ack(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         return ev.EventAcknowledged(p.id, max(p.number, 0))

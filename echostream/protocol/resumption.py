@@ -10,9 +10,19 @@ from bisect import bisect_left
 from collections import OrderedDict, deque
 from typing import NamedTuple
 
-from echostream.errors import ProtocolError
+from echostream.codes import Status
+from echostream.errors import InvalidPayload, ProtocolError
+from echostream.protocol import payload as payloads
 
-__all__ = ["JOURNAL_BYTES", "JOURNAL_SPAN", "Delivered", "Entry", "Journal", "Resumption"]
+__all__ = [
+    "JOURNAL_BYTES",
+    "JOURNAL_SPAN",
+    "Delivered",
+    "Entry",
+    "Journal",
+    "Outcomes",
+    "Resumption",
+]
 
 JOURNAL_BYTES = 4 * 1024 * 1024
 """What was written and is not acknowledged; above it, events wait to be written."""
@@ -23,6 +33,10 @@ ENTRY_OVERHEAD = 256
 MAX_BEYOND = 65_536
 MAX_RANGES = 64
 """Runs of numbers beyond the contiguous one that an acknowledgement names."""
+MAX_FAILURES = 1024
+"""Statuses other than OK that are remembered."""
+OUTCOMES = "echostream.outcomes"
+"""Where RESUME has them in its metadata."""
 
 
 class Entry(NamedTuple):
@@ -85,6 +99,59 @@ class Delivered:
         while self.upto + 1 in self.beyond:
             self.upto += 1
             self.beyond.discard(self.upto)
+
+
+class Outcomes:
+    """What came of the handled events that wanted to be acknowledged. For numbers from
+    :attr:`since` on it is known: OK, unless there is a failure."""
+
+    __slots__ = ("failures", "since")
+
+    def __init__(self, since: int = 1) -> None:
+        self.since = since
+        self.failures: dict[int, int] = {}
+
+    def note(self, number: int, status: int) -> None:
+        """This came of an event."""
+        if status != Status.OK:
+            self.failures[number] = status
+            if len(self.failures) > MAX_FAILURES:
+                oldest = min(self.failures)
+                del self.failures[oldest]
+                self.since = max(self.since, oldest + 1)
+
+    def of(self, number: int) -> int:
+        """What came of an event that was handled; UNAVAILABLE where that is not known."""
+        if number < self.since:
+            return Status.UNAVAILABLE
+        return self.failures.get(number, Status.OK)
+
+    def encode(self) -> dict[str, str | bytes]:
+        """The metadata of a RESUME."""
+        flat = [each for item in self.failures.items() for each in item]
+        return {OUTCOMES: payloads.encode([self.since, *flat])}
+
+    @classmethod
+    def decode(cls, metadata: bytes | None) -> Outcomes | None:
+        """Those that a RESUME tells, ``None`` for one that tells nothing. Raises
+        ``ProtocolError``."""
+        try:
+            body = None if metadata is None else payloads.decode(metadata)
+            told = body.get(OUTCOMES) if isinstance(body, dict) else None
+            flat = None if told is None else payloads.decode(told)
+        except (InvalidPayload, TypeError) as exc:
+            raise ProtocolError("RESUME with outcomes that cannot be read") from exc
+        if flat is None:
+            return None
+        if (
+            not isinstance(flat, list)
+            or not len(flat) % 2
+            or not all(type(each) is int and each > 0 for each in flat)
+        ):
+            raise ProtocolError("the outcomes of RESUME are a number, and numbers with statuses")
+        outcomes = cls(flat[0])
+        outcomes.failures.update(zip(flat[1::2], flat[2::2], strict=True))
+        return outcomes
 
 
 class Journal:
@@ -158,6 +225,7 @@ class Resumption:
         self.known = False
         self.journal = Journal()
         self.delivered = Delivered()
+        self.outcomes = Outcomes()
         self.pending: deque[Entry] = deque()
         self.pending_bytes = 0
         self.resent = 0

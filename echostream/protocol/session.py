@@ -22,6 +22,7 @@ from echostream.protocol.frames import encode_frame
 from echostream.protocol.hello import SMALLEST_MESSAGE, Hello, Limits
 from echostream.protocol.inbox import Inbox
 from echostream.protocol.outbox import Outbox
+from echostream.protocol.resumption import Outcomes
 
 __all__ = ["ProtocolSession"]
 
@@ -366,12 +367,21 @@ class ProtocolSession:
             )
         )
 
-    def resume(self, upto: int, ranges: list[int], first: int = -1, *, fresh: bool = False) -> None:
+    def resume(
+        self,
+        upto: int,
+        ranges: list[int],
+        first: int = -1,
+        *,
+        fresh: bool = False,
+        outcomes: Outcomes | None = None,
+    ) -> None:
         """Acknowledge events; with ``first`` say that ours come from that number on."""
         payload = payloads.encode(ranges) if ranges else b""
         flags = frames.MARK if fresh else 0
+        metadata = None if outcomes is None else payloads.encode(outcomes.encode())
         self.outbox.control(
-            encode_frame(frames.RESUME, upto, payload, flags, None, None, -1, first)
+            encode_frame(frames.RESUME, upto, payload, flags, None, metadata, -1, first)
         )
 
     def check_size(self, payload: bytes, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from copy import copy
 from itertools import count
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from echostream.errors import (
     error_for,
 )
 from echostream.protocol import events as ev
-from echostream.protocol.resumption import Entry
+from echostream.protocol.resumption import Entry, Outcomes
 
 if TYPE_CHECKING:
     from echostream.rpc.peer import Peer
@@ -30,7 +31,7 @@ _TEXTS: dict[int, str] = {
     Status.INVALID_ARGUMENT: "its payload does not have the type that the listener declares",
     Status.DEADLINE_EXCEEDED: "it was older than max_age when it came",
     Status.RESOURCE_EXHAUSTED: "it is larger than the other side's limit message_size",
-    Status.UNAVAILABLE: "the connection took its acknowledgement with it: nobody knows what came",
+    Status.UNAVAILABLE: "it was handled, and what came of it is not known any more",
 }
 _tokens = count(1)
 
@@ -41,6 +42,9 @@ class Emitters:
 
     def __init__(self) -> None:
         self._waiting: dict[int, asyncio.Future[None]] = {}
+        self.handled: dict[int, int] = {}
+        """Tokens of events, by number, that were handled over connections that are over: what came
+        of them is not known yet."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -77,6 +81,7 @@ class Emitters:
 
     def fail(self, error: EchoStreamError) -> None:
         """No answer will come to any of them."""
+        self.handled.clear()
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(copy(error))
@@ -125,6 +130,13 @@ class Acknowledgements:
         if entry.token >= 0:
             self._emitters.settle(entry.token, status)
 
+    def settle_handled(self, entries: Iterable[Entry], outcomes: Outcomes) -> None:
+        """These were handled over earlier connections, and those that had not come to an answer."""
+        tokens = {entry.number: entry.token for entry in entries if entry.token >= 0}
+        for number, token in (self._emitters.handled | tokens).items():
+            self._emitters.settle(token, outcomes.of(number))
+        self._emitters.handled.clear()
+
     def fail_expired(self) -> None:
         """Events were too old before they could leave."""
         expired, self._peer.outbox.expired_acks = self._peer.outbox.expired_acks, []
@@ -140,7 +152,9 @@ class Acknowledgements:
             return
         journal = self._peer.events.journal
         for number, token in self._peer.outbox.acked.items():
-            if journal is None or number not in journal:
+            if journal is None:
                 self._emitters.settle(token, Status.UNAVAILABLE)
+            elif number not in journal:
+                self._emitters.handled[number] = token
         for entry in self._peer.events.unwritten:
             self.settle(entry, Status.UNAVAILABLE)

@@ -539,6 +539,12 @@ class Dispatcher:
 
     def event_skipped(self, event: ev.EventSkipped) -> None:
         """An event was not delivered."""
+        if event.status == Status.UNAVAILABLE:  # it was handled before
+            if event.ack and not self._over:
+                outcome = self._peer.events.outcome(event.number)
+                self._peer.protocol.acknowledge(event.number, outcome)
+                self._peer.connection.wake()
+            return
         self._drop(event, event.status)
 
     def _drop(self, event: ev.EventReceived | ev.EventSkipped, status: Status | int) -> None:
@@ -547,7 +553,10 @@ class Dispatcher:
         self._peer.events.handled(event.number)
 
     def _acknowledge(self, event: ev.EventReceived | ev.EventSkipped, status: Status | int) -> None:
-        if event.ack and not self._over:
+        if not event.ack:
+            return
+        self._peer.events.note(event.number, status)
+        if not self._over:
             self._peer.protocol.acknowledge(event.number, status)
             self._peer.connection.wake()
 

@@ -12,7 +12,7 @@ from echostream.codes import Close, Status
 from echostream.errors import ProtocolError
 from echostream.protocol import events as ev
 from echostream.protocol.hello import Hello
-from echostream.protocol.resumption import Delivered, Entry, Journal, Resumption
+from echostream.protocol.resumption import Delivered, Entry, Journal, Outcomes, Resumption
 
 if TYPE_CHECKING:
     from echostream.rpc.acks import Emitters
@@ -120,13 +120,18 @@ class EventSession:
         resumption.known = True
         if fresh:
             resumption.delivered = Delivered(max(upto, offer.first - 1))
+            resumption.outcomes = Outcomes(resumption.delivered.upto + 1)
         else:
             self._report(resumption.delivered.begin(offer.first))
             if not self._acknowledge(offer):
                 return
         delivered = resumption.delivered
         self._peer.protocol.resume(
-            delivered.upto, delivered.ranges, resumption.journal.first, fresh=fresh
+            delivered.upto,
+            delivered.ranges,
+            resumption.journal.first,
+            fresh=fresh,
+            outcomes=resumption.outcomes,
         )
         self._start(resumption)
 
@@ -195,8 +200,7 @@ class EventSession:
     def _give_up(self, resumption: Resumption) -> None:
         """The server cannot resume: what was written before may be lost."""
         resumption.lost += len(resumption.journal)
-        for entry in resumption.journal.entries:
-            self._peer.acks.settle(entry, Status.UNAVAILABLE)
+        self._peer.acks.settle_handled(resumption.journal.entries, Outcomes(1 << 62))
         resumption.journal = Journal()
         self._resumption = None
         self._peer.outbox.adopt(resumption.take(), None)
@@ -218,6 +222,17 @@ class EventSession:
             self.acknowledge()
         elif self._timer is None:
             self._timer = self._peer.loop.call_later(ACKNOWLEDGE_S, self.acknowledge)
+
+    def note(self, number: int, status: int) -> None:
+        """This came of an event that wanted to be acknowledged."""
+        if self._resumption is not None and number:
+            self._resumption.outcomes.note(number, status)
+
+    def outcome(self, number: int) -> int:
+        """What came of an event that was handled before, and came again."""
+        if self._resumption is None:
+            return Status.UNAVAILABLE
+        return self._resumption.outcomes.of(number)
 
     def acknowledge(self) -> None:
         """Tell the peer what was handled since the last time."""
@@ -267,8 +282,7 @@ class EventSession:
             self._violated(str(exc))
             return False
         if event.first:  # handled over an earlier connection, which took the EVENT_ACK with it
-            for entry in handled:
-                self._peer.acks.settle(entry, Status.UNAVAILABLE)
+            self._peer.acks.settle_handled(handled, event.outcomes or Outcomes(event.upto + 1))
         if not len(journal):
             self._settle()
         return True

@@ -14,7 +14,9 @@ from test_reconnect import IDENTITY, WIRE, client, down, server
 from echostream import Session, Unavailable
 from echostream.builder import ClientBuilder, ServerBuilder
 from echostream.client import RpcClient
+from echostream.codes import Status
 from echostream.errors import ProtocolError
+from echostream.protocol import payload as payloads
 from echostream.protocol.resumption import (
     ENTRY_OVERHEAD,
     JOURNAL_BYTES,
@@ -22,6 +24,7 @@ from echostream.protocol.resumption import (
     Delivered,
     Entry,
     Journal,
+    Outcomes,
 )
 from echostream.rpc.call import current_call
 from echostream.rpc.context import ClientContext
@@ -379,6 +382,31 @@ def test_delivered_names_what_is_missing(seed: int) -> None:
     assert delivered.begin(504) == 3
     assert (delivered.upto, delivered.beyond) == (503, set())
     assert delivered.begin(1) == 0
+
+
+def test_outcomes_are_bounded_and_never_made_up(seed: int) -> None:
+    chance = random.Random(seed)
+    outcomes, truth = Outcomes(), {}
+    for number in range(1, 5000):
+        truth[number] = status = chance.choice([Status.OK, Status.INTERNAL])
+        outcomes.note(number, status)
+    assert len(outcomes.failures) <= 1024
+    told = Outcomes.decode(payloads.encode(outcomes.encode()))
+    assert told is not None
+    assert len(payloads.encode(outcomes.encode())) <= 16 * 1024
+    for each in (outcomes, told):
+        answers = {number: each.of(number) for number in truth}
+        known = {n: a for n, a in answers.items() if a != Status.UNAVAILABLE}
+        assert known == {n: truth[n] for n in known}
+        assert set(range(3500, 5000)) <= set(known)
+    assert Outcomes.decode(None) is None
+    assert Outcomes.decode(payloads.encode({"other": "text"})) is None
+    for broken in ([], [1, 2], [0], ["1"], {}, "x", [1, 2, -3]):
+        metadata = payloads.encode({"echostream.outcomes": payloads.encode(broken)})
+        with pytest.raises(ProtocolError):
+            Outcomes.decode(metadata)
+    with pytest.raises(ProtocolError):
+        Outcomes.decode(payloads.encode({"echostream.outcomes": b"\xc1"}))
 
 
 def test_unavailable_says_whether_the_call_was_made() -> None:

@@ -103,6 +103,13 @@ def frames() -> list[dict[str, Any]]:
     general("RESUME", FrameType.RESUME, 1_000_000)
     general("RESUME, begins anew", FrameType.RESUME, 0, flags=MARK, number=1)
     general("RESUME with runs beyond", FrameType.RESUME, 4, b"\x94\x06\x06\x08\x09", number=5)
+    general(
+        "RESUME with outcomes: from 3 on, 7 came to INTERNAL",
+        FrameType.RESUME,
+        9,
+        metadata=bytes.fromhex("81b36563686f73747265616d2e6f7574636f6d6573c4049303070d"),
+        number=1,
+    )
     general("WELCOME", FrameType.WELCOME, 1)
     general("REQUEST, smallest", FrameType.REQUEST, 0, b"\xc0", END, "f")
     general(
