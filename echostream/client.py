@@ -18,6 +18,7 @@ from echostream.rpc.authentication import introduce
 from echostream.rpc.caller import Caller
 from echostream.rpc.context import ClientContext
 from echostream.rpc.hooks import run_hooks, run_hooks_while_open
+from echostream.rpc.keyed import KeyedAnswers
 from echostream.rpc.link import SETTLED_S, Backoff, Link, LinkStatistics, Reconnect, is_final
 from echostream.rpc.peer import Peer
 from echostream.rpc.session import SessionStatistics, peer_statistics
@@ -121,6 +122,7 @@ class RpcClient(Caller):
             self._link = Link(config.reconnect, self._establish, config.limits)
             self._context._link = self._link
         self._server_key = ""
+        self._answers = KeyedAnswers()
 
     def __repr__(self) -> str:
         return f"<RpcClient {self._config.address[0]}:{self._config.address[1]}>"
@@ -277,6 +279,7 @@ class RpcClient(Caller):
         others = [task for task in self._lifetimes if task is not asyncio.current_task()]
         if others:
             await asyncio.shield(asyncio.gather(*others))
+        await self._answers.close()
 
     async def wait_closed(self) -> None:
         """Wait until the connection has ended, from either side; with ``reconnect``, until no other
@@ -446,6 +449,7 @@ class RpcClient(Caller):
         config = self._config
         peer = Peer(connection, config.limits, config.routes, self._context, None, config.now_ns)
         connection.attach(peer)
+        peer.answers = self._answers
         if self._link is not None:
             peer.events.take_along(self._link.resumption, self._link.emitters)
         return peer

@@ -17,6 +17,7 @@ from echostream.rpc.authentication import admit, new_challenge
 from echostream.rpc.context import ServerContext
 from echostream.rpc.event_session import EventSessions
 from echostream.rpc.hooks import run_hooks, run_hooks_until_error, run_hooks_while_open
+from echostream.rpc.keyed import KeyedAnswers
 from echostream.rpc.peer import Peer
 from echostream.rpc.session import Session, peer_statistics
 from echostream.transport.connection import Connection
@@ -90,6 +91,7 @@ class RpcServer:
         self._advertiser: Advertiser | None = None
         self._assembling = Account(config.limits.assembly_total)
         self._event_sessions = EventSessions()
+        self._answers = KeyedAnswers()
 
     @staticmethod
     def builder() -> ServerBuilder:
@@ -241,6 +243,7 @@ class RpcServer:
             if peers and drain:
                 await asyncio.gather(*(peer.drain(drain) for peer in peers))
             await self._listener.close(Close.GOING_AWAY, "shutting down", linger=LINGER_S)
+            await self._answers.close()
             if self._tasks:
                 _, late = await asyncio.wait(tuple(self._tasks), timeout=HOOKS_S)
                 for task in late:
@@ -259,6 +262,8 @@ class RpcServer:
             connection, config.limits, config.routes, session, self._assembling, config.now_ns
         )
         session._live_peer = peer
+        peer.answers = self._answers
+        peer.scope = lambda: session.fingerprint or peer.events.token or session.id
         challenge = None if config.authenticator is None else new_challenge()
         if self._shutdown is not None:
             peer.close(Close.GOING_AWAY, "shutting down")

@@ -16,6 +16,7 @@ VERSION = 1
 CAPABILITIES: tuple[str, ...] = ("datagram", "ndarray", "resume")
 MAX_HELLO = 64 * 1024
 MIN_SESSION, MAX_SESSION = 16, 64
+MAX_INSTANCE = 32
 SMALLEST_MESSAGE = 4096
 """The least that a limit `message_size` can be."""
 _FLOORS = {"message_size": SMALLEST_MESSAGE, "nesting": 4, "items": 64, "calls": 1, "streams": 1}
@@ -58,7 +59,7 @@ class Limits:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
     """The first frame of each side on its control stream. ``session``: a client's event session,
-    which goes on over several connections."""
+    which goes on over several connections; ``instance``: this run of a server."""
 
     version: int = VERSION
     agent: str = f"echostream/{__version__}"
@@ -69,6 +70,7 @@ class Hello:
     challenge: bytes | None = None
     """What a server wants signed; with it, the server says WELCOME before the client may go on."""
     session: bytes | None = None
+    instance: bytes | None = None
 
     @property
     def resumes(self) -> bool:
@@ -77,7 +79,12 @@ class Hello:
 
     def encode(self) -> bytes:
         """The payload of a HELLO frame."""
-        optional = {"auth": self.auth, "challenge": self.challenge}
+        optional = {
+            "auth": self.auth,
+            "challenge": self.challenge,
+            "session": self.session,
+            "instance": self.instance,
+        }
         return payload.encode(
             {
                 **{key: value for key, value in optional.items() if value is not None},
@@ -86,7 +93,6 @@ class Hello:
                 "capabilities": list(self.capabilities),
                 "limits": {name: getattr(self.limits, name) for name in _FLOORS},
             }
-            | ({} if self.session is None else {"session": self.session})
         )
 
     @classmethod
@@ -118,7 +124,8 @@ class Hello:
             agent=str(_field(body, "agent", str))[:256],
             capabilities=tuple(capabilities),
             limits=_limits(_field(body, "limits", dict)),
-            session=_session(body),
+            session=_name(body, "session", MIN_SESSION, MAX_SESSION),
+            instance=_name(body, "instance", 1, MAX_INSTANCE),
         )
 
 
@@ -129,13 +136,13 @@ def _field(body: Mapping[str, Any], key: str, kind: type) -> Any:
     return value
 
 
-def _session(body: Mapping[str, Any]) -> bytes | None:
-    if body.get("session") is None:
+def _name(body: Mapping[str, Any], key: str, low: int, high: int) -> bytes | None:
+    if body.get(key) is None:
         return None
-    session: bytes = _field(body, "session", bytes)
-    if not MIN_SESSION <= len(session) <= MAX_SESSION:
-        raise ProtocolError(f"HELLO session must be {MIN_SESSION} to {MAX_SESSION} bytes")
-    return session
+    name: bytes = _field(body, key, bytes)
+    if not low <= len(name) <= high:
+        raise ProtocolError(f"HELLO {key} must be {low} to {high} bytes")
+    return name
 
 
 def _limits(given: Mapping[str, Any]) -> Limits:

@@ -59,11 +59,18 @@ class ProtocolSession:
         auth: Mapping[str, Any] | None = None,
         challenge: bytes | None = None,
         session: bytes | None = None,
+        instance: bytes | None = None,
     ) -> None:
         """Send our HELLO, a client's with what proves who it is, a server's with what to sign.
-        ``session`` is the event session that goes on."""
-        hello = Hello(limits=self.limits, auth=auth, challenge=challenge, session=session).encode()
-        self.outbox.open_control(encode_frame(frames.HELLO, 1, hello))
+        ``session`` is the event session that goes on, ``instance`` this run of a server."""
+        hello = Hello(
+            limits=self.limits,
+            auth=auth,
+            challenge=challenge,
+            session=session,
+            instance=instance,
+        )
+        self.outbox.open_control(encode_frame(frames.HELLO, 1, hello.encode()))
 
     def flush(self, now: float) -> None:
         """Write what may leave now (seconds, the clock of deadlines given to this session)."""

@@ -17,6 +17,7 @@ from echostream.errors import (
 )
 from echostream.protocol.outbox import QUEUE_HIGH
 from echostream.rpc.call import Metadata, _current, decode_metadata, encode_metadata
+from echostream.rpc.keyed import KEY, add_key, check_key
 from echostream.rpc.registry import check_name
 from echostream.rpc.scheduled import add_at
 from echostream.rpc.streamed import CallOptions, ResultStream, StreamedCall, request_with_items
@@ -86,6 +87,7 @@ class Caller:
         priority: int = 3,
         max_age: float | None = None,
         idempotent: bool = False,
+        idempotency_key: str | None = None,
         at: int | None = None,
         response_metadata: dict[str, str | bytes] | None = None,
     ) -> T: ...
@@ -101,6 +103,7 @@ class Caller:
         priority: int = 3,
         max_age: float | None = None,
         idempotent: bool = False,
+        idempotency_key: str | None = None,
         at: int | None = None,
         response_metadata: dict[str, str | bytes] | None = None,
     ) -> Any: ...
@@ -116,6 +119,7 @@ class Caller:
         priority: int = 3,
         max_age: float | None = None,
         idempotent: bool = False,
+        idempotency_key: str | None = None,
         at: int | None = None,
         response_metadata: dict[str, str | bytes] | None = None,
     ) -> Any:
@@ -132,6 +136,10 @@ class Caller:
         runs at that time of the shared clock (:meth:`shared_time_ns`), at once where it has passed,
         and is refused more than 60 s ahead; a ``timeout`` counts from now.
 
+        ``idempotency_key``: a text that names this call alone. However often it is made again with
+        that key, by the program or by a client that reconnects, it runs once, and each gets the
+        answer of the first (for 5 minutes; docs/reconnect.md says what that rests on).
+
         Raises the :class:`~echostream.errors.RpcError` that the peer answered, ``ConnectionClosed``
         when the connection ends first, ``InvalidPayload`` for a value that msgpack cannot carry
         or a result that is not a ``returns``, ``ResourceExhausted`` for a payload above a limit.
@@ -147,6 +155,8 @@ class Caller:
                 "at": at,
                 "response_metadata": response_metadata,
             }
+            if idempotency_key is not None:
+                named["idempotency_key"] = idempotency_key
             attempt = self._link.request if self._link is not None else Bare(self._peer).request
             if self._outgoing is None:
                 return await attempt(method, payload, **named)
@@ -156,6 +166,8 @@ class Caller:
             _check_once(method, "request")
         if at is not None:
             metadata = add_at(metadata, at)
+        if idempotency_key is not None:
+            metadata = _with_key(metadata, idempotency_key, payload)
         if timeout is not None or max_age is not None or priority != 3:
             check_options(timeout=timeout, max_age=max_age, priority=priority)
         serving = _current.get()
@@ -473,6 +485,13 @@ def check_options(
         raise ConfigurationError(f"priority={priority!r} must be 0 (most urgent) to 7")
     if delivery not in ("reliable", "realtime"):
         raise ConfigurationError(f"delivery={delivery!r} must be 'reliable' or 'realtime'")
+
+
+def _with_key(metadata: Metadata | None, key: str, payload: Any) -> Metadata:
+    check_key(key)
+    if isinstance(payload, AsyncIterable):
+        raise ConfigurationError("idempotency_key goes with one argument, not with many")
+    return metadata if metadata and KEY in metadata else add_key(metadata, key)
 
 
 def _deadline(peer: Peer, max_age: float | None) -> float:

@@ -21,11 +21,13 @@ from echostream.errors import ConnectionClosed, InvalidPayload, RpcError
 from echostream.protocol import events as ev
 from echostream.protocol.outbox import QUEUE_HIGH
 from echostream.rpc.call import NO_METADATA, Call, _current, decode_metadata, encode_metadata
+from echostream.rpc.keyed import FAILED, KEY, answer_of, digest, failure_of, take_key
 from echostream.rpc.registry import Registry, Route
 from echostream.rpc.scheduled import Schedule, take_at
 from echostream.rpc.serving import ServedItems, shape_fault
 
 if TYPE_CHECKING:
+    from echostream.rpc.keyed import First
     from echostream.rpc.peer import Peer
     from echostream.rpc.receiver import StreamReceiver
 
@@ -423,10 +425,16 @@ class Dispatcher:
                 token = _current.set(call)
             else:
                 metadata, at = take_at(decode_metadata(event.metadata))
+                key: str | None = None
+                if KEY in metadata:
+                    metadata, key, first = take_key(metadata)
                 call = Call(route.name, metadata, deadline, peer.connection.clock)
                 token = _current.set(call)
                 if at is not None:
                     await self.schedule.wait_until(at)
+                if key is not None:
+                    await self._serve_keyed(route, event, argument, call, key, first)
+                    return
             result = await route.call(self._context, argument)
             if peer.outbox.call_bytes > QUEUE_HIGH:
                 await peer.wait_call_room()  # the call counts as running until there is room
@@ -450,6 +458,37 @@ class Dispatcher:
             if not self._over:
                 peer.connection.wake()
 
+    async def _serve_keyed(
+        self,
+        route: Route,
+        event: ev.RequestReceived | ev.CallOpened,
+        argument: Any,
+        call: Call,
+        key: str,
+        first: First | None,
+    ) -> None:
+        """Run it, unless it was run for an earlier call with this key."""
+        peer = self._peer
+        answer = await peer.answers.answer(
+            peer.scope(),
+            key,
+            digest(event.method, event.payload),
+            first,
+            lambda: answer_of(peer, route, self._context, argument, call),
+            limit=call.time_remaining,
+            lost=lambda: self._over,
+        )
+        if peer.outbox.call_bytes > QUEUE_HIGH:
+            await peer.wait_call_room()
+        if answer.status != Status.OK:
+            status, payload, metadata, text = answer
+            self._fail(event.call_id, status, text, payload, metadata)
+        elif event.call_id not in self._silenced and not self._over:
+            peer.protocol.answer_call(
+                event.call_id, answer.payload, event.priority, answer.metadata
+            )
+            self.calls_served += 1
+
     def _answer(
         self, route: Route, event: ev.RequestReceived | ev.CallOpened, result: Any, call: Call
     ) -> None:
@@ -466,22 +505,15 @@ class Dispatcher:
     def _fail_with(self, route: Route, call_id: int, exc: RpcError, call: Call | None) -> None:
         """What the handler raised to answer with. It may hold anything."""
         try:
-            status = int(exc.status)
-            details = b"" if exc.details is None else self._peer.encode(exc.details)
-            metadata = None
-            if exc.metadata or (call is not None and call._response):
-                own = call._response if call is not None and call._response else {}
-                metadata = encode_metadata({**own, **exc.metadata})
+            status, details, metadata, text = failure_of(self._peer, exc, call)
         except Exception as broken:
             self._failed(route, call_id, broken)
             return
-        if not 0 < status < 1 << 30:
-            status = Status.UNKNOWN
-        self._fail(call_id, status, str(exc.message), details, metadata)
+        self._fail(call_id, status, text, details, metadata)
 
     def _failed(self, route: Route, call_id: int, exc: Exception) -> None:
         logger.error("handler %r failed", route.name, exc_info=exc)
-        self._fail(call_id, Status.INTERNAL, "the handler failed; its side has logged why")
+        self._fail(call_id, Status.INTERNAL, FAILED)
 
     def _fail(
         self,

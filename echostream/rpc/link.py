@@ -34,6 +34,7 @@ from echostream.protocol.resumption import Entry, Resumption
 from echostream.rpc.acks import Emitters
 from echostream.rpc.call import Metadata, _current, encode_metadata
 from echostream.rpc.caller import Bare, Delivery, check_options, wait_turn
+from echostream.rpc.keyed import First, add_key
 from echostream.rpc.peer import Peer
 from echostream.rpc.registry import check_name
 from echostream.rpc.scheduled import add_at
@@ -381,20 +382,32 @@ class Link:
         timeout: float | None,
         max_age: float | None,
         idempotent: bool,
+        metadata: Metadata | None,
+        idempotency_key: str | None = None,
         **options: Any,
     ) -> Any:
         """As :meth:`Caller.request`, over as many connections as it takes. A call with a stream of
-        arguments is made again only while none of them was taken."""
+        arguments is made again only while none of them was taken, one with a key as often as it
+        takes: the server knows it again."""
         if isinstance(payload, AsyncIterable):
             idempotent = False
         loop = asyncio.get_running_loop()
         started = loop.time()
         limit = min((each for each in (timeout, max_age) if each is not None), default=None)
         passed = 0.0
+        sent: tuple[float, bytes] | None = None
         while True:
             patience = None if limit is None else limit - passed
             peer = await self._next_peer(method, patience, idempotent)
             passed = loop.time() - started
+            instance = peer.protocol.peer.instance or b""
+            named = options | {"metadata": metadata}
+            if idempotency_key is not None:
+                named["idempotency_key"] = idempotency_key
+                if sent is not None:
+                    first = First(loop.time() - sent[0], sent[1])
+                    named["metadata"] = add_key(metadata, idempotency_key, first)
+            made_at = loop.time()
             try:
                 return await Bare(peer).request(
                     method,
@@ -402,10 +415,12 @@ class Link:
                     timeout=None if timeout is None else max(timeout - passed, 1e-6),
                     max_age=None if max_age is None else max(max_age - passed, 1e-6),
                     idempotent=idempotent,
-                    **options,
+                    **named,
                 )
             except ConnectionClosed as error:
-                if not error.unserved and not idempotent:
+                if not error.unserved and idempotency_key is not None and instance:
+                    sent = sent or (made_at, instance)
+                elif not error.unserved and not idempotent:
                     self._unknown += 1
                     raise Unavailable(
                         f"the connection ended before the answer, and nobody knows whether the "

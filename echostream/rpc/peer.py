@@ -32,6 +32,7 @@ from echostream.rpc.call import decode_metadata
 from echostream.rpc.clock import ClockDriver
 from echostream.rpc.dispatch import Dispatcher, Routes
 from echostream.rpc.event_session import EventSession
+from echostream.rpc.keyed import KeyedAnswers
 from echostream.rpc.serving import FlowEvents
 from echostream.transport import engine as en
 from echostream.transport.connection import Connection, closed_error
@@ -97,6 +98,9 @@ class Peer:
         self.late_answers = 0
         self.dispatcher = Dispatcher(self, routes, context, limits.calls)
         self.events = EventSession(self)
+        self.answers = KeyedAnswers()
+        """Of calls of the peer with an idempotency key; ``scope`` tells whose they are."""
+        self.scope: Callable[[], object] = lambda: ""
         self._ended: ConnectionClosed | None = None
         self._going_away = ""
         self.on_handshake: Callable[[en.HandshakeCompleted], None] | None = None
@@ -185,8 +189,13 @@ class Peer:
         self, *, auth: Mapping[str, Any] | None = None, challenge: bytes | None = None
     ) -> None:
         """Send our HELLO. The client does so once it knows who the server is."""
-        session = self.events.token if self.connection.engine.is_client else None
-        self.protocol.greet(auth=auth, challenge=challenge, session=session)
+        is_client = self.connection.engine.is_client
+        self.protocol.greet(
+            auth=auth,
+            challenge=challenge,
+            session=self.events.token if is_client else None,
+            instance=None if is_client else self.answers.instance,
+        )
         self.connection.wake()
 
     async def wait_welcome(self) -> None:
