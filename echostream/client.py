@@ -383,7 +383,13 @@ class RpcClient(Caller):
 
         peer.on_handshake = compare
         peer.on_ticket = lambda ticket: tickets.put_soon(plan, identity[0], ticket)
-        connection.on_unreachable = lambda: peer.close(Close.TIMEOUT)
+        refused = asyncio.Event()
+
+        def refuse() -> None:
+            refused.set()
+            peer.close(Close.TIMEOUT)
+
+        connection.on_unreachable = refuse
         config = self._config
         assert config.reconnect is not None
         if config.credentials.identity is None and (
@@ -398,6 +404,9 @@ class RpcClient(Caller):
         except (ConnectionClosed, TimeoutError):
             peer.close(Close.OK)
             self._link.early(None)
+            if refused.is_set():  # a full handshake would find nobody either
+                host, port = self._target
+                raise ConnectionClosed(f"nothing listens at {host!r} port {port}") from None
             return None
         except BaseException:
             peer.close(Close.IDENTITY_REFUSED)
