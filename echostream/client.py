@@ -461,6 +461,7 @@ class RpcClient(Caller):
         peer.answers = self._answers
         if self._link is not None:
             peer.events.take_along(self._link.resumption, self._link.emitters)
+            peer.successor = self._link.wait_peer
         return peer
 
     async def _dial(self, plan: Plan) -> Connection:

@@ -7,6 +7,7 @@ import logging
 import signal
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from echostream.builder import ServerBuilder, ServerConfig
@@ -244,6 +245,7 @@ class RpcServer:
                 await asyncio.gather(*(peer.drain(drain) for peer in peers))
             await self._listener.close(Close.GOING_AWAY, "shutting down", linger=LINGER_S)
             await self._answers.close()
+            self._event_sessions.close()
             if self._tasks:
                 _, late = await asyncio.wait(tuple(self._tasks), timeout=HOOKS_S)
                 for task in late:
@@ -263,6 +265,7 @@ class RpcServer:
         )
         session._live_peer = peer
         peer.answers = self._answers
+        peer.successor = partial(self._event_sessions.wait_peer, peer)
         peer.scope = lambda: session.fingerprint or peer.events.token or session.id
         challenge = None if config.authenticator is None else new_challenge()
         if self._shutdown is not None:
@@ -293,6 +296,7 @@ class RpcServer:
                 peer.close(Close.INTERNAL_ERROR, "the server could not resume the session")
                 return
         peer.events.answer(resumption, fresh=fresh, upto=upto)
+        self._event_sessions.came(peer)
 
     async def _serve(self, session: Session, peer: Peer, challenge: bytes | None) -> None:
         """One session from HELLO to the end."""

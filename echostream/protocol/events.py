@@ -33,6 +33,7 @@ __all__ = [
     "ResumeReceived",
     "StreamAborted",
     "StreamAccepted",
+    "StreamAcknowledged",
     "StreamEnded",
     "StreamFlushed",
     "StreamOpened",
@@ -191,6 +192,15 @@ class StreamAccepted(NamedTuple):
     options: bytes
 
 
+class StreamAcknowledged(NamedTuple):
+    """The other side's program has read all items of a stream of ours before ``upto``; with ``end``
+    its end, too."""
+
+    alias: int
+    upto: int
+    end: bool
+
+
 class StreamEnded(NamedTuple):
     """The opener ended the stream cleanly after ``packets`` packets."""
 
@@ -271,6 +281,7 @@ ProtocolEvent: TypeAlias = (
     | EventAcknowledged
     | StreamOpened
     | StreamAccepted
+    | StreamAcknowledged
     | StreamEnded
     | StreamAborted
     | StreamFlushed

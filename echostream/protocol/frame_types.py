@@ -46,6 +46,7 @@ __all__ = [
     "RESUME",
     "STREAM_ABORT",
     "STREAM_ACCEPT",
+    "STREAM_ACK",
     "STREAM_END",
     "STREAM_FLUSH",
     "STREAM_OPEN",
@@ -75,6 +76,7 @@ class FrameType(IntEnum):
     STREAM_END = 0x32
     STREAM_ABORT = 0x33
     STREAM_FLUSH = 0x34
+    STREAM_ACK = 0x35
     MEDIA = 0x40
     CLOCK = 0x41
 
@@ -97,6 +99,7 @@ STREAM_ACCEPT: Final = int(FrameType.STREAM_ACCEPT)
 STREAM_END: Final = int(FrameType.STREAM_END)
 STREAM_ABORT: Final = int(FrameType.STREAM_ABORT)
 STREAM_FLUSH: Final = int(FrameType.STREAM_FLUSH)
+STREAM_ACK: Final = int(FrameType.STREAM_ACK)
 MEDIA: Final = int(FrameType.MEDIA)
 CLOCK: Final = int(FrameType.CLOCK)
 

@@ -118,6 +118,7 @@ class Inbox:
             frames.STREAM_END: self._on_stream_end,
             frames.STREAM_ABORT: self._on_stream_abort,
             frames.STREAM_FLUSH: self._on_stream_flush,
+            frames.STREAM_ACK: self._on_stream_ack,
             frames.MEDIA: self._on_media,
         }
 
@@ -559,6 +560,9 @@ class Inbox:
 
     def _on_stream_abort(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         return ev.StreamAborted(p.id, max(p.number, 0), p.name or "")
+
+    def _on_stream_ack(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+        return ev.StreamAcknowledged(p.id, max(p.number, 0), bool(p.flags & frames.END))
 
     def _on_stream_flush(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
         if not 0 <= p.number <= 0xFFFF:

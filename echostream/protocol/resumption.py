@@ -13,6 +13,7 @@ from typing import NamedTuple
 from echostream.codes import Status
 from echostream.errors import InvalidPayload, ProtocolError
 from echostream.protocol import payload as payloads
+from echostream.protocol.stream_journal import Places
 
 __all__ = [
     "JOURNAL_BYTES",
@@ -226,6 +227,7 @@ class Resumption:
         self.journal = Journal()
         self.delivered = Delivered()
         self.outcomes = Outcomes()
+        self.places = Places()
         self.pending: deque[Entry] = deque()
         self.pending_bytes = 0
         self.resent = 0

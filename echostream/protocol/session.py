@@ -324,6 +324,13 @@ class ProtocolSession:
         """Queue STREAM_ACCEPT."""
         self.outbox.call(encode_frame(frames.STREAM_ACCEPT, alias, options))
 
+    def acknowledge_media(self, alias: int, upto: int, end: bool) -> None:
+        """Items of the peer's stream before ``upto`` were read; with ``end`` its end, too."""
+        flags = frames.END if end else 0
+        self.outbox.stream(
+            alias, encode_frame(frames.STREAM_ACK, alias, b"", flags, None, None, -1, upto)
+        )
+
     def end_media(self, alias: int, stream_id: int, packets: int) -> None:
         """End a stream of ours cleanly."""
         frame = encode_frame(frames.STREAM_END, alias, b"", frames.END, None, None, -1, packets)

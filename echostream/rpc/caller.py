@@ -382,6 +382,7 @@ class Caller:
         time_sync: bool = False,
         playout_delay: float | None = None,
         codec: str | Codec = "pcm",
+        resume: bool = False,
     ) -> StreamBuilder:
         """Open a stream to the stream handler ``name`` of the other side: await the result, or go
         on building it.
@@ -395,6 +396,10 @@ class Caller:
         ``playout_delay`` s (0.1) after its capture. ``codec``: how audio travels; ``"opus"`` (the
         extra ``opus``) takes a tenth of the bytes, or an ``echostream.contrib.opus.Opus`` with
         settings of its own.
+
+        ``resume`` (reliable, with a client that reconnects): the stream goes on over lost
+        connections. The other side's handler runs again for each, and goes on with the item after
+        the last one that was read; at most 1 MiB that was not read is kept, then ``send`` waits.
 
         Awaiting raises ``MethodNotFound`` when the other side has no such stream handler,
         ``RpcError`` (FAILED_PRECONDITION) when it does not take the format or has no such codec,
@@ -416,6 +421,7 @@ class Caller:
             time_sync=time_sync,
             playout_delay=playout_delay,
             codec=codec,
+            resume=resume,
         )
         if self._outgoing is not None:
             builder.intercept(partial(self._outgoing.open_stream, self, name, metadata))

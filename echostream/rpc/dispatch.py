@@ -23,6 +23,7 @@ from echostream.protocol.outbox import QUEUE_HIGH
 from echostream.rpc.call import NO_METADATA, Call, _current, decode_metadata, encode_metadata
 from echostream.rpc.keyed import FAILED, KEY, answer_of, digest, failure_of, take_key
 from echostream.rpc.registry import Registry, Route
+from echostream.rpc.resumed import resumes
 from echostream.rpc.scheduled import Schedule, take_at
 from echostream.rpc.serving import ServedItems, shape_fault
 
@@ -160,10 +161,7 @@ class Dispatcher:
                     self.unclaimed_events += 1
                 queue.clear()
             self._start_listener(route, name, queue)
-        early, self._early_streams = self._early_streams, []
-        for event in early:
-            self.stream_opened(event)
-            self._peer.resume(event.stream_id)
+        self.accept_early_streams()
         self._start_waiting()
 
     def refuse_calls(self, message: str) -> None:
@@ -686,13 +684,23 @@ class Dispatcher:
             hint = self._hint(self._routes.streams, event.name)
             message = f"no stream handler {event.name[:128]!r}{hint}"
             self._refuse_stream(alias, Status.UNIMPLEMENTED, message)
-        elif not self._ready:
+        elif not self._ready or (peer.events.awaited and resumes(event.options)):
             self._early_streams.append(event)
             peer.protocol.inbox.pause(event.stream_id)
         elif route.requires and not route.requires <= peer.grants:
             self._refuse_stream(alias, Status.PERMISSION_DENIED, self._lacks(route))
         else:
             self._accept_stream(route, event)
+
+    def accept_early_streams(self) -> None:
+        """Streams that waited for :meth:`start`, or to know where they go on."""
+        if not self._ready:
+            return
+        early, self._early_streams = self._early_streams, []
+        for event in early:
+            self.stream_opened(event)
+            if event not in self._early_streams:
+                self._peer.resume(event.stream_id)
 
     def stream_given_up(self, alias: int) -> None:
         """The peer aborted a stream. One that waits for :meth:`start` is forgotten."""
@@ -707,8 +715,10 @@ class Dispatcher:
         except RpcError as exc:
             self._refuse_stream(event.alias, exc.status, exc.message)
             return
-        peer.receivers[event.alias] = receiver
         receiver.accept()
+        if receiver.ended_before:
+            return
+        peer.receivers[event.alias] = receiver
         task = peer.loop.create_task(self._receive(route, receiver))
         self._streams[task] = receiver
         task.add_done_callback(self._stream_done)

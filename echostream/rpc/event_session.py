@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from echostream.codes import Close, Status
-from echostream.errors import ProtocolError
+from echostream.errors import ConnectionClosed, ProtocolError
 from echostream.protocol import events as ev
 from echostream.protocol.hello import Hello
 from echostream.protocol.resumption import Delivered, Entry, Journal, Outcomes, Resumption
+from echostream.protocol.stream_journal import Place
 
 if TYPE_CHECKING:
     from echostream.rpc.acks import Emitters
@@ -56,6 +57,19 @@ class EventSession:
     def kept(self) -> bool:
         """Whether what is not handled when the connection ends will come again."""
         return self._delivered is not None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether both sides are still to agree where the session goes on."""
+        if self._delivered is not None:
+            return False
+        if self._peer.connection.engine.is_client:
+            return self._resumption is not None
+        return self.token is not None
+
+    def place(self, stream: bytes) -> Place:
+        """How far a stream of the peer was read over earlier connections."""
+        return Place() if self._resumption is None else self._resumption.places.of(stream)
 
     @property
     def journal(self) -> Journal | None:
@@ -182,6 +196,7 @@ class EventSession:
         peer.outbox.adopt(self._fitting(resumption, resumption.take()), resumption.journal)
         peer.outbox.events_held = False
         peer.protocol.inbox.begin_events(delivered.upto, delivered.beyond)
+        peer.dispatcher.accept_early_streams()
         peer.pump()
         peer.connection.wake()
 
@@ -206,6 +221,7 @@ class EventSession:
         self._peer.outbox.adopt(resumption.take(), None)
         self._peer.outbox.events_held = False
         self._peer.protocol.inbox.begin_events(0, ())
+        self._peer.dispatcher.accept_early_streams()
 
     def handled(self, number: int) -> None:
         """The listener of an event has ended, or nobody wanted it."""
@@ -311,6 +327,8 @@ class EventSessions:
         self._live: dict[bytes, _Live] = {}
         self._kept: OrderedDict[bytes, tuple[Resumption, float]] = OrderedDict()
         self._kept_bytes = 0
+        self._coming: dict[bytes, asyncio.Future[None]] = {}
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._live) + len(self._kept)
@@ -328,6 +346,43 @@ class EventSessions:
         resumption = self._take(token, peer.loop.time())
         self._live[token] = _Live(peer, resumption)
         return resumption, not resumption.known
+
+    async def wait_peer(self, before: Peer) -> Peer:
+        """The next connection of the session that ``before`` had. Raises ``ConnectionClosed`` when
+        none comes within ``KEPT_S``."""
+        token = before.events.token
+        assert token is not None
+        try:
+            async with asyncio.timeout(KEPT_S):
+                while not self._closed:
+                    live = self._live.get(token)
+                    if live is not None:
+                        peer = live.peer
+                        if peer.ended is None and peer.events.kept and not peer.going_away:
+                            return peer
+                    loop = asyncio.get_running_loop()
+                    await asyncio.shield(self._coming.setdefault(token, loop.create_future()))
+        except TimeoutError:
+            raise ConnectionClosed(f"the client did not come back within {KEPT_S:g} s") from None
+        raise ConnectionClosed("the server stops")
+
+    def came(self, peer: Peer) -> None:
+        """A client is back, and both sides know where to go on."""
+        coming = self._coming.pop(peer.events.token or b"", None)
+        if coming is not None:
+            coming.set_result(None)
+
+    def close(self) -> None:
+        """Nobody comes back any more."""
+        self._closed = True
+        coming, self._coming = self._coming, {}
+        for each in coming.values():
+            each.set_result(None)
+
+    def _gone(self, token: bytes) -> None:
+        coming = self._coming.pop(token, None)
+        if coming is not None:
+            coming.set_exception(ConnectionClosed("the client has left"))
 
     def release(self, peer: Peer, *, keep: bool) -> None:
         """The connection is over, and so are its listeners."""
@@ -349,6 +404,8 @@ class EventSessions:
             holder.over.set_result(None)
         for entry in peer.events.unwritten:
             resumption.keep(entry)
+        if not keep:
+            self._gone(token)
         if keep and (resumption.known or resumption.pending):
             self._kept[token] = resumption, now + KEPT_S
             self._kept_bytes += _size(resumption)

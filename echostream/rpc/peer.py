@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from echostream.errors import (
     ConnectionClosed,
     DeadlineExceeded,
     InvalidPayload,
+    ProtocolError,
     Unavailable,
     error_for,
 )
@@ -101,6 +102,8 @@ class Peer:
         self.answers = KeyedAnswers()
         """Of calls of the peer with an idempotency key; ``scope`` tells whose they are."""
         self.scope: Callable[[], object] = lambda: ""
+        self.successor: Callable[[], Coroutine[Any, Any, Peer]] | None = None
+        """Waits for the next connection of the same event session, where there are several."""
         self._ended: ConnectionClosed | None = None
         self._going_away = ""
         self.on_handshake: Callable[[en.HandshakeCompleted], None] | None = None
@@ -144,6 +147,7 @@ class Peer:
             ev.ResumeReceived: lambda event: self.events.received(event),
             ev.StreamOpened: self.dispatcher.stream_opened,
             ev.StreamAccepted: self._on_stream_accepted,
+            ev.StreamAcknowledged: self._on_stream_acknowledged,
             ev.StreamEnded: self._on_stream_ended,
             ev.StreamAborted: self._on_stream_aborted,
             ev.StreamFlushed: self._on_stream_flushed,
@@ -551,6 +555,16 @@ class Peer:
             sender.accepted(event.options)
         else:
             self.stray()
+
+    def _on_stream_acknowledged(self, event: ev.StreamAcknowledged) -> None:
+        sender = self.senders.get(event.alias)
+        if sender is None:
+            self.stray()
+            return
+        try:
+            sender.acknowledged(event.upto, event.end)
+        except ProtocolError as exc:
+            self.violation(str(exc))
 
     def _on_media(self, event: ev.MediaReceived) -> None:
         receiver = self.receivers.get(event.alias)

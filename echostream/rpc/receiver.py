@@ -29,6 +29,7 @@ from echostream.protocol import payload as payloads
 from echostream.rpc.aligned import Timeline
 from echostream.rpc.call import Metadata, decode_metadata
 from echostream.rpc.playing import AdaptiveFeed, PlayoutFeed, SyncFeed
+from echostream.rpc.resumed import Offer, Reading
 from echostream.rpc.stream_options import agreed_codec, agreed_format, format_to_wire, reset_name
 
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ class ReceiverStatistics:
     (realtime; known from sequence numbers, and exactly when the sender has ended): what was sent is
     ``packets`` and ``lost``. ``duplicates``: came again. ``overdue``: ``recv_aligned`` handed them
     out after the time at which they were to be heard. ``undecodable``: are no packets of the
-    stream's codec, and were passed over like lost ones. ``playout`` or, with its profile "sync",
-    ``sync``: what the playout counts.
+    stream's codec, and were passed over like lost ones. On a reliable stream that goes on, ``lost``
+    came to no handler of this side, and cannot be had any more. ``playout`` or, with its profile
+    "sync", ``sync``: what the playout counts.
     """
 
     packets: int
@@ -94,6 +96,16 @@ class StreamReceiver:
         if self.codec is not PCM and self.format is not None:
             self._decoder = self.codec.decoder(self.format)
         self._undecodable = 0
+        offer = None if self.realtime else Offer.from_wire(opened.options)
+        self._reading: Reading | None = None
+        if offer is not None:
+            self._reading = Reading(peer, self.alias, offer, peer.events.place(offer.name))
+        self.offset = 0 if self._reading is None else self._reading.offset
+        """The number of the first item that comes here: above 0 where a stream goes on."""
+        self.resume_id = None if offer is None else offer.name.hex()
+        """Names a stream that can go on, over all its connections; ``None`` for others."""
+        self.ended_before = self._reading is not None and self._reading.ended
+        """Whether it was read to its end before: there is nothing to do."""
         self._timeline = Timeline.from_wire(payloads.decode(opened.options), peer.clock)
         self._captured: dict[int, int] = {}  # capture times of what is queued, by number
         self._queue: deque[tuple[int, Item]] = deque()  # (extended number, item)
@@ -101,10 +113,10 @@ class StreamReceiver:
         self._waiter: asyncio.Future[None] | None = None
         self._paused_stream = -1
         self._epoch = 0
-        self._highest = -1
+        self._highest = self.offset - 1
         self._seen = 0
         self._last_captured = 0
-        self._last_read = -1
+        self._last_read = self.offset - 1
         self._expected_before = 0
         self._highest_before = -1
         self._packets = 0
@@ -145,6 +157,8 @@ class StreamReceiver:
                 return frame
 
     async def _take(self) -> Item | None:
+        if self._reading is not None and not self._reading.current:
+            self._queue.clear()  # another handler goes on with it
         while not self._queue:
             if self._feed is not None:
                 raise ConfigurationError(
@@ -153,6 +167,8 @@ class StreamReceiver:
             if self._error is not None:
                 raise copy(self._error)
             if self._over or self._closed:
+                if self._reading is not None and not self._closed:
+                    self._reading.end()
                 return None
             if self._waiter is not None:
                 raise ConfigurationError("two tasks read one stream: give each its own")
@@ -165,6 +181,8 @@ class StreamReceiver:
         self._last_captured = self._captured.pop(number, 0)
         self._last_read = max(self._last_read, number)
         self._queued_bytes -= _size(item)
+        if self._reading is not None:
+            self._reading.read(number, _size(item))
         if (
             self._paused_stream >= 0
             and len(self._queue) <= RECEIVE_PACKETS // 2
@@ -270,6 +288,8 @@ class StreamReceiver:
                 )
             assert isinstance(item, ev.MediaReceived)
             feed.push(item, self._peer.connection.received_at)
+        if self._reading is not None and waiting:
+            self._reading.read(self._highest, sum(map(_size, waiting)))
         self._give_room()
         if self._finished or self._closed:
             feed.end()
@@ -332,7 +352,7 @@ class StreamReceiver:
 
     def statistics(self) -> ReceiverStatistics:
         """A snapshot of the counters."""
-        lost = 0
+        lost = 0 if self._reading is None else self._reading.lost
         feed = self._feed
         seen = feed.playout.statistics() if feed else None
         playing, sync = (None, seen) if isinstance(seen, SyncStatistics) else (seen, None)
@@ -366,7 +386,14 @@ class StreamReceiver:
         self._closed = True
         peer = self._peer
         peer.receivers.pop(self.alias, None)
-        if peer.ended is None and not self._finished:
+        reading = self._reading
+        unread = reading is not None and (bool(self._queue) or not reading.ended)
+        if reading is not None:
+            if self._over and not self._queue:
+                reading.end()
+                unread = False
+            reading.stop()
+        if peer.ended is None and (not self._finished or (self._over and unread)):
             peer.protocol.inbox.stop(self.alias, code)
             peer.protocol.abort_media(self.alias, -1, code)
             peer.connection.wake()
@@ -396,6 +423,8 @@ class StreamReceiver:
             agreed["codec"] = self.codec.name
         if self._timeline is not None:
             agreed |= self._timeline.to_wire()
+        if self._reading is not None:
+            agreed |= self._reading.agreed()
         self._peer.protocol.accept_media(self.alias, payloads.encode(agreed))
         self._peer.connection.wake()
 
@@ -409,6 +438,9 @@ class StreamReceiver:
                 return
         number = self._extend(event.sequence_number)
         if not self.realtime:
+            if self._reading is not None and number != self._highest + 1:
+                self._fail_sender(f"item {number} came after item {self._highest}")
+                return
             self._highest = number  # one QUIC stream: in order, once
         elif not self._first_sight(number):
             self._duplicates += 1
@@ -434,6 +466,8 @@ class StreamReceiver:
 
     def _play(self, feed: PlayoutFeed, event: ev.MediaReceived) -> None:
         feed.push(event, self._peer.connection.received_at)
+        if self._reading is not None:
+            self._reading.read(self._highest, len(event.payload))
         if self.realtime or self._paused_stream >= 0 or self._draining:
             return
         if feed.queued > RECEIVE_PACKETS or feed.queued_bytes > RECEIVE_BYTES:
@@ -520,12 +554,16 @@ class StreamReceiver:
             self._over = True
         elif not self._finished:
             self._error = error
+        if self._reading is not None:
+            self._reading.stop()
         self._wake()
         self._end_playout()
 
     def _end(self) -> None:
         if not self._finished:
             self._over = True
+            if self._reading is not None and self._feed is not None:
+                self._reading.end()
             self._leave()
 
     def _leave(self) -> None:

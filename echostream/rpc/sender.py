@@ -21,14 +21,17 @@ from echostream.errors import (
     ResourceExhausted,
     RpcError,
     StreamReset,
+    Unavailable,
 )
 from echostream.media.codec import PCM, Codec, find_codec
 from echostream.media.frame import AudioFormat, AudioFrame
 from echostream.protocol import payload as payloads
 from echostream.protocol.frames import encode_media
+from echostream.protocol.stream_journal import Item
 from echostream.rpc.aligned import playout_delay_ns
 from echostream.rpc.call import Metadata, encode_metadata
 from echostream.rpc.encoding import StreamEncoder
+from echostream.rpc.resumed import Revival
 from echostream.rpc.stream_options import format_to_wire, reset_name
 
 if TYPE_CHECKING:
@@ -49,13 +52,17 @@ _MASK32 = 0xFFFFFFFF
 @dataclass(frozen=True, slots=True)
 class SenderStatistics:
     """Counters of one outgoing stream. ``buffered``: bytes that the peer has not acknowledged;
-    ``refused``: packets that the transport did not take (the path shrank)."""
+    ``refused``: packets that the transport did not take (the path shrank). With ``resume``,
+    ``read``: so many items were read by the other side's program, from the first on, and
+    ``resent``: were sent again."""
 
     packets: int
     bytes: int
     refused: int
     flushes: int
     buffered: int
+    read: int = 0
+    resent: int = 0
 
 
 class StreamBuilder:
@@ -75,6 +82,7 @@ class StreamBuilder:
         time_sync: bool = False,
         playout_delay: float | None = None,
         codec: str | Codec = "pcm",
+        resume: bool = False,
     ) -> None:
         if format is not None and not isinstance(format, AudioFormat):
             raise ConfigurationError(
@@ -94,6 +102,14 @@ class StreamBuilder:
                 "max_age works with delivery='realtime': a reliable stream loses nothing"
             )
         self._max_age = max_age
+        if resume and self._realtime:
+            raise ConfigurationError("resume goes with delivery='reliable'")
+        if resume and (peer.successor is None or peer.events.token is None):
+            raise ConfigurationError(
+                "resume=True goes with a client that reconnects: RpcClient.connect(..., "
+                "reconnect=True)"
+            )
+        self._resume = resume
         self._delay_ns: int | None = None
         if time_sync:
             self.with_time_sync(playout_delay)
@@ -125,6 +141,8 @@ class StreamBuilder:
 
     async def _open(self) -> StreamSender:
         peer = self._peer
+        if self._resume and peer.successor is not None and (peer.ended or peer.going_away):
+            peer = await self._next(peer.successor)
         peer.check_open()
         if self._realtime and not peer.connection.engine.max_datagram_payload:
             raise ConfigurationError("the peer takes no datagrams: open with delivery='reliable'")
@@ -138,21 +156,18 @@ class StreamBuilder:
         if self._delay_ns is not None:
             options["playout_delay"] = self._delay_ns // 1000
             peer.clock.start()
-        alias, stream_id = peer.protocol.open_media(
-            self._name, payloads.encode(options), self._metadata, self._realtime, self._priority
-        )
         sender = StreamSender(
             peer,
             self._name,
-            alias,
-            stream_id,
             self._format,
             self._max_age,
             self._delay_ns,
             self._codec,
+            opening=(self._metadata, self._realtime, self._priority),
         )
-        peer.senders[alias] = sender
-        peer.connection.wake()
+        if self._resume:
+            sender._revival = Revival(sender, options)
+        sender._start(peer, payloads.encode(options))
         try:
             async with asyncio.timeout(self._timeout):
                 await sender._opened
@@ -167,6 +182,16 @@ class StreamBuilder:
             raise
         return sender
 
+    async def _next(self, successor: Callable[[], Awaitable[Peer]]) -> Peer:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await successor()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"no connection for stream {self._name!r} within {self._timeout} s",
+                method=self._name,
+            ) from None
+
 
 class StreamSender:
     """The sending end of a stream. ``async with`` ends it cleanly, or aborts it on an error."""
@@ -175,12 +200,12 @@ class StreamSender:
         self,
         peer: Peer,
         name: str,
-        alias: int,
-        stream_id: int,
         format: AudioFormat | None,
         max_age: float | None,
-        delay_ns: int | None = None,
-        codec: Codec = PCM,
+        delay_ns: int | None,
+        codec: Codec,
+        *,
+        opening: tuple[bytes | None, bool, int],
     ) -> None:
         self._peer = peer
         self.codec = codec
@@ -189,10 +214,11 @@ class StreamSender:
             self._encoder = StreamEncoder(codec, format)
         self._delay_ns = delay_ns
         self.name = name
-        self.alias = alias
-        self.stream_id = stream_id
+        self.alias = self.stream_id = -1
         self.format = format
-        self.realtime = stream_id < 0
+        self._opening = opening
+        self.realtime = opening[1]
+        self._revival: Revival | None = None
         self._max_age = max_age
         self._opened: asyncio.Future[None] = peer.loop.create_future()
         self._opened.add_done_callback(_retrieve)
@@ -248,6 +274,8 @@ class StreamSender:
         What is sent afterwards is heard next. Packets that the receiver's program has taken out
         are its own affair."""
         self._check()
+        if self._revival is not None:
+            raise ConfigurationError("a stream with resume=True loses nothing: it has no flush")
         if self._epoch == MAX_EPOCH:
             raise ResourceExhausted(f"a stream can be flushed {MAX_EPOCH} times: open a new one")
         self._epoch += 1
@@ -260,16 +288,24 @@ class StreamSender:
 
     async def end(self) -> None:
         """End cleanly: the receiver reads what is left, then ``None``. Idempotent. With a codec,
-        the last packet is filled up with silence. Raises where that cannot be, because the receiver
-        stopped the stream or the connection ended."""
+        the last packet is filled up with silence. With ``resume`` it waits until everything was
+        read there. Raises where that cannot be, because the receiver stopped the stream or the
+        connection ended."""
         if self._error is not None:
             raise copy(self._error)
         if self._done:
             return
         self._send_rest()
+        if self._revival is not None:
+            if self._revival.live:
+                self.write_end()
+            await self._revival.wait_ended()
+            if self._error is not None:
+                raise copy(self._error)
+            self._finish()
+            return
         self._finish()
-        self._peer.protocol.end_media(self.alias, self.stream_id, self._packets)
-        self._peer.connection.wake()
+        self.write_end()
 
     def abort(self, code: int = Reset.CANCELLED) -> None:
         """Give the stream up: the receiver gets ``StreamReset`` with ``code``. Idempotent."""
@@ -281,7 +317,16 @@ class StreamSender:
         buffered = 0
         if not self.realtime and self._peer.ended is None:
             buffered = self._peer.connection.engine.buffered(self.stream_id)
-        return SenderStatistics(self._packets, self._bytes, self._refused, self._flushes, buffered)
+        revival = self._revival
+        return SenderStatistics(
+            self._packets,
+            self._bytes,
+            self._refused,
+            self._flushes,
+            buffered,
+            0 if revival is None else revival.journal.first,
+            0 if revival is None else revival.resent,
+        )
 
     async def _send(self, frame: Sendable, capture_ts: int | None) -> None:
         self._check()
@@ -306,6 +351,10 @@ class StreamSender:
                 self._send_encoded(self._encoder.push(samples, capture_ts))
         self._peer.connection.wake()
         if self.realtime:
+            return
+        if self._revival is not None:
+            await self._revival.wait_room()
+            self._check()
             return
         while not self._done and self._peer.connection.engine.buffered(self.stream_id) > SEND_HIGH:
             await self._peer.wait_stream(self.stream_id, SEND_LOW)
@@ -389,6 +438,13 @@ class StreamSender:
         self._timestamp += 1
 
     def _packet(self, payload: Any, size: int, capture_ts: int | None) -> None:
+        if self._revival is not None:
+            item = self._revival.record(payload, self._timestamp, capture_ts)
+            if self._revival.live:
+                self.write(item)
+            self._packets += 1
+            self._bytes += size
+            return
         data = encode_media(
             self.alias, self._epoch, self._sequence, self._timestamp, payload, 0, capture_ts
         )
@@ -423,7 +479,7 @@ class StreamSender:
     def _check(self) -> None:
         if self._error is not None:
             raise copy(self._error)
-        if self._peer.ended is not None:
+        if self._peer.ended is not None and self._revival is None:
             self._peer.check_open()
         if self._done:
             raise StreamReset(f"stream {self.name!r} was ended here", code=Reset.CANCELLED)
@@ -431,12 +487,75 @@ class StreamSender:
     def _finish(self) -> None:
         self._done = True
         self._peer.senders.pop(self.alias, None)
+        if self._revival is not None:
+            self._revival.cancel()
 
     def _give_up(self, code: int) -> None:
         self._finish()
         if self._peer.ended is None:
             self._peer.protocol.abort_media(self.alias, self.stream_id, code)
             self._peer.connection.wake()
+
+    def _start(self, peer: Peer, options: bytes) -> None:
+        metadata, realtime, priority = self._opening
+        if self._revival is not None:
+            options = self._revival.options
+        self._peer = peer
+        self.alias, self.stream_id = peer.protocol.open_media(
+            self.name, options, metadata, realtime, priority
+        )
+        peer.senders[self.alias] = self
+        peer.connection.wake()
+
+    # What goes on over lost connections.
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more can be sent."""
+        return self._done
+
+    async def successor(self) -> Peer:
+        """The next connection."""
+        assert self._peer.successor is not None
+        return await self._peer.successor()
+
+    async def reopen(self, peer: Peer) -> None:
+        """Go on over another connection."""
+        peer.check_open()
+        self._opened = peer.loop.create_future()
+        self._opened.add_done_callback(_retrieve)
+        self._start(peer, b"")
+        await asyncio.shield(self._opened)
+
+    def write(self, item: Item) -> None:
+        """Write an item to the connection."""
+        data = encode_media(
+            self.alias,
+            0,
+            item.number & _MASK32,
+            item.timestamp,
+            item.payload,
+            0,
+            item.capture_ts,
+        )
+        self._peer.connection.engine.send_stream(self.stream_id, data, False)
+        self._peer.connection.wake()
+
+    def write_end(self) -> None:
+        """Say that nothing follows."""
+        self._peer.protocol.end_media(self.alias, self.stream_id, self._packets)
+        self._peer.connection.wake()
+
+    def acknowledged(self, upto: int, end: bool) -> None:
+        """The other side's program has read so far. Raises ``ProtocolError``."""
+        if self._revival is not None:
+            self._revival.acknowledged(upto, end)
+
+    def fail(self, error: EchoStreamError) -> None:
+        """It does not go on."""
+        if not self._done:
+            self._error = error
+            self._finish()
 
     # The peer's session reports.
 
@@ -452,12 +571,23 @@ class StreamSender:
                 )
             )
             return
+        if self._revival is not None and not self._done:
+            try:
+                self._revival.accepted(agreed)
+            except RpcError as exc:
+                self.refused(exc)
+                return
         if not self._opened.done():
             self._opened.set_result(None)
 
     def refused(self, error: RpcError) -> None:
         """The other side did not take it, or gave it up with a status."""
         error.method = error.method or self.name
+        if self._revival is not None and self._packets and isinstance(error, Unavailable):
+            self._peer.senders.pop(self.alias, None)
+            if not self._opened.done():
+                self._opened.set_exception(error)  # the next server takes it
+            return
         if self._opened.done():
             self._error = StreamReset(str(error), code=Reset.REFUSED)
         else:
@@ -485,6 +615,11 @@ class StreamSender:
 
     def connection_lost(self, error: ConnectionClosed) -> None:
         """The connection ended."""
+        if self._revival is not None and not self._done and (self._opened.done() or self._packets):
+            if not self._opened.done():
+                self._opened.set_exception(copy(error))
+            self._revival.connection_lost(error)
+            return
         self._error = error
         self._done = True
         if not self._opened.done():

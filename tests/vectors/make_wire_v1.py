@@ -110,6 +110,8 @@ def frames() -> list[dict[str, Any]]:
         metadata=bytes.fromhex("81b36563686f73747265616d2e6f7574636f6d6573c4049303070d"),
         number=1,
     )
+    general("STREAM_ACK", FrameType.STREAM_ACK, 4, number=64)
+    general("STREAM_ACK of the end", FrameType.STREAM_ACK, 4, flags=END, number=65)
     general("WELCOME", FrameType.WELCOME, 1)
     general("REQUEST, smallest", FrameType.REQUEST, 0, b"\xc0", END, "f")
     general(
