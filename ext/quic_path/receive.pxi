@@ -89,11 +89,21 @@ cdef class ReceivePath(ConnectionState):
         if space.ack_queue.count > MOST_ACK_RANGES:
             space.ack_queue._close(0, 1)
         if eliciting:
-            if space.ack_at is not None:
+            if self.asks(frames, count):
+                space.ack_at = now
+            elif space.ack_at is not None:
                 space.ack_at = min(<double>space.ack_at, now + ACK_DELAY)
             else:
                 space.ack_at = now + (LONE_ACK_DELAY if in_order else ACK_DELAY)
         return True
+
+    cdef bint asks(self, const Frame *frames, Py_ssize_t count) noexcept:
+        """Whether there is a PING: who sends one waits for the acknowledgement."""
+        cdef Py_ssize_t each
+        for each in range(count):
+            if frames[each].type == PING:
+                return True
+        return False
 
     cdef bint honest(
         self, const uint8_t *p, size_t size, const Frame *frames, Py_ssize_t count

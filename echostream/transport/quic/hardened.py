@@ -70,8 +70,8 @@ acknowledgements acknowledged."""
 
 
 ACK_DELAY = 0.001
-"""Seconds after which a second packet to be acknowledged, or one out of order, is (RFC 9000, section
-13.2.1): those of one turn of the loop share an acknowledgement."""
+"""Seconds after which a second packet to be acknowledged, or one out of order, is (RFC 9000,
+section 13.2.1): those of one turn of the loop share an acknowledgement."""
 
 LONE_ACK_DELAY = 0.02
 """The same for a single one: mostly an answer takes the acknowledgement along before that. Below
@@ -109,6 +109,9 @@ class HardenedConnection(PathProber):
         self.closed_by_peer = False
         self.packets_received = 0
         self._elicited = False
+        """Whether the latest packet is to be acknowledged."""
+        self._asked = False
+        """Whether the latest datagram had a PING: who sends one waits for the acknowledgement."""
         self.unwanted: set[int] = set()
         """Streams whose data this side asked the peer to stop."""
         self.refused_by_peer: set[int] = set()
@@ -319,7 +322,7 @@ class HardenedConnection(PathProber):
         if self._handshake_confirmed:
             space = self._spaces[tls.Epoch.ONE_RTT]
             ack_at, largest = space.ack_at, space.largest_received_packet
-            self._elicited = False
+            self._elicited = self._asked = False
             super().receive_datagram(data, addr, now)
             self._delay_ack(ack_at, largest, now)
         else:
@@ -337,7 +340,9 @@ class HardenedConnection(PathProber):
         space = self._spaces[tls.Epoch.ONE_RTT]
         if not self._elicited or space.ack_at is None:
             return
-        if ack_at is None and space.largest_received_packet == largest + 1:
+        if self._asked:
+            space.ack_at = now
+        elif ack_at is None and space.largest_received_packet == largest + 1:
             space.ack_at = now + LONE_ACK_DELAY
         else:
             space.ack_at = min(space.ack_at, now + ACK_DELAY)
@@ -428,6 +433,7 @@ class HardenedConnection(PathProber):
 
     def _handle_ping_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         self._spend_control(context.time)
+        self._asked = True
         super()._handle_ping_frame(context, frame_type, buf)
 
     def _handle_path_challenge_frame(
