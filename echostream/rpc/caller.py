@@ -350,7 +350,7 @@ class Caller:
         extra = None if metadata is None else encode_metadata(metadata)
         expires_at = _deadline(peer, max_age)
         if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH:
-            await peer.wait_event_room()
+            await peer.room.wait_event()
         if delivery == "realtime":
             peer.protocol.emit_datagram(event, data, extra, None if max_age is None else expires_at)
         else:
@@ -493,7 +493,7 @@ async def _emit_acknowledged(
     extra = None if metadata is None else encode_metadata(metadata)
     expires_at = _deadline(peer, max_age)
     if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH:
-        await peer.wait_event_room()
+        await peer.room.wait_event()
     token = peer.acks.token()
     try:
         peer.protocol.emit(event, data, extra, -1 if priority == 3 else priority, expires_at, token)
@@ -513,7 +513,7 @@ async def wait_turn(
     started = peer.connection.clock()
     limits = [limit for limit in (timeout, max_age) if limit is not None]
     try:
-        await peer.wait_call_slot(min(limits, default=None))
+        await peer.room.wait_call_slot(min(limits, default=None))
     except RpcError as exc:
         exc.method = method
         raise
