@@ -16,7 +16,7 @@ from echostream.codes import Close
 from echostream.errors import ConfigurationError, ConnectionClosed, ResourceExhausted
 from echostream.protocol import payload as payloads
 from echostream.rpc.call import Metadata, encode_metadata
-from echostream.rpc.caller import check_options
+from echostream.rpc.options import check_options
 from echostream.rpc.registry import check_name
 from echostream.rpc.scheduled import add_at
 

@@ -7,7 +7,7 @@ from collections import deque
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
-from echostream.errors import ConnectionClosed, DeadlineExceeded
+from echostream.errors import ConnectionClosed, DeadlineExceeded, RpcError
 from echostream.protocol.outbox import QUEUE_HIGH, QUEUE_LOW
 
 if TYPE_CHECKING:
@@ -66,6 +66,20 @@ class Room:
         if peer.going_away:
             self.release_slot()
             raise peer.leaving_error()
+
+    async def wait_turn(
+        self, method: str, timeout: float | None, max_age: float | None
+    ) -> float | None:
+        """Wait until a call may leave; returns what is left of ``timeout``."""
+        clock = self._peer.connection.clock
+        started = clock()
+        limits = [limit for limit in (timeout, max_age) if limit is not None]
+        try:
+            await self.wait_call_slot(min(limits, default=None))
+        except RpcError as exc:
+            exc.method = method
+            raise
+        return None if timeout is None else max(timeout - (clock() - started), 0.0)
 
     async def wait_call(self) -> None:
         """Wait until a call, or an answer, can be queued."""
