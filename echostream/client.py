@@ -15,11 +15,12 @@ from echostream.discovery.service import Service
 from echostream.errors import ConfigurationError, ConnectionClosed, IdentityError
 from echostream.finding import find, find_all, find_one
 from echostream.rpc.authentication import introduce
+from echostream.rpc.backoff import Backoff, Reconnect
 from echostream.rpc.caller import Caller
 from echostream.rpc.context import ClientContext
 from echostream.rpc.hooks import run_hooks, run_hooks_while_open
 from echostream.rpc.keyed import KeyedAnswers
-from echostream.rpc.link import SETTLED_S, Backoff, Link, LinkStatistics, Reconnect, is_final
+from echostream.rpc.link import SETTLED_S, Link, LinkStatistics, is_final
 from echostream.rpc.peer import Peer
 from echostream.rpc.session import SessionStatistics, peer_statistics
 from echostream.transport.addresses import resolve
@@ -122,7 +123,7 @@ class RpcClient(Caller):
             self._link = Link(config.reconnect, self._establish, config.limits)
             self._context._link = self._link
         self._server_key = ""
-        self._answers = KeyedAnswers()
+        self._keyed = KeyedAnswers()
 
     def __repr__(self) -> str:
         return f"<RpcClient {self._config.address[0]}:{self._config.address[1]}>"
@@ -279,7 +280,7 @@ class RpcClient(Caller):
         others = [task for task in self._lifetimes if task is not asyncio.current_task()]
         if others:
             await asyncio.shield(asyncio.gather(*others))
-        await self._answers.close()
+        await self._keyed.close()
 
     async def wait_closed(self) -> None:
         """Wait until the connection has ended, from either side; with ``reconnect``, until no other
@@ -458,7 +459,7 @@ class RpcClient(Caller):
         config = self._config
         peer = Peer(connection, config.limits, config.routes, self._context, None, config.now_ns)
         connection.attach(peer)
-        peer.answers = self._answers
+        peer.keyed = self._keyed
         if self._link is not None:
             peer.events.take_along(self._link.resumption, self._link.emitters)
             peer.successor = self._link.wait_peer

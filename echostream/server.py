@@ -92,7 +92,7 @@ class RpcServer:
         self._advertiser: Advertiser | None = None
         self._assembling = Account(config.limits.assembly_total)
         self._event_sessions = EventSessions()
-        self._answers = KeyedAnswers()
+        self._keyed = KeyedAnswers()
 
     @staticmethod
     def builder() -> ServerBuilder:
@@ -244,7 +244,7 @@ class RpcServer:
             if peers and drain:
                 await asyncio.gather(*(peer.drain(drain) for peer in peers))
             await self._listener.close(Close.GOING_AWAY, "shutting down", linger=LINGER_S)
-            await self._answers.close()
+            await self._keyed.close()
             self._event_sessions.close()
             if self._tasks:
                 _, late = await asyncio.wait(tuple(self._tasks), timeout=HOOKS_S)
@@ -264,7 +264,7 @@ class RpcServer:
             connection, config.limits, config.routes, session, self._assembling, config.now_ns
         )
         session._live_peer = peer
-        peer.answers = self._answers
+        peer.keyed = self._keyed
         peer.successor = partial(self._event_sessions.wait_peer, peer)
         peer.scope = lambda: session.fingerprint or peer.events.token or session.id
         challenge = None if config.authenticator is None else new_challenge()

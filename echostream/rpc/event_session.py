@@ -196,7 +196,7 @@ class EventSession:
         peer.outbox.adopt(self._fitting(resumption, resumption.take()), resumption.journal)
         peer.outbox.events_held = False
         peer.protocol.inbox.begin_events(delivered.upto, delivered.beyond)
-        peer.dispatcher.accept_early_streams()
+        peer.dispatcher.stream_handlers.start()
         peer.pump()
         peer.connection.wake()
 
@@ -221,7 +221,7 @@ class EventSession:
         self._peer.outbox.adopt(resumption.take(), None)
         self._peer.outbox.events_held = False
         self._peer.protocol.inbox.begin_events(0, ())
-        self._peer.dispatcher.accept_early_streams()
+        self._peer.dispatcher.stream_handlers.start()
 
     def handled(self, number: int) -> None:
         """The listener of an event has ended, or nobody wanted it."""

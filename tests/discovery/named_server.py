@@ -1,4 +1,4 @@
-"""One of several servers of one name, for ``test_rolling_restart``; told its task as JSON on
+"""One of several servers of one name, for ``test_restart_by_name``; told its task as JSON on
 standard input. What it runs goes to a file, one line for each call. It ends by SIGTERM."""
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ async def test_a_key_is_never_early_data() -> None:
     confirmed: list[bool] = []
 
     async def buy(session: Session) -> None:
-        confirmed.append(session._peer.dispatcher._confirmed)
+        confirmed.append(session._peer.dispatcher.gate.confirmed)
 
     async with QuicNetwork() as network:
         await network.serve(server().handler("buy", buy))
