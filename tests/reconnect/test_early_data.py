@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from full_size import report
 from rpc_support import outcome, virtual
 from test_reconnect import IDENTITY, client, down, server
 
@@ -66,7 +67,8 @@ async def test_the_first_call_of_a_new_and_of_a_resumed_connection() -> None:
         start = now()
         connected = await network.connect(client(), up=PATH, down=PATH)
         assert await connected.request("note", "new") == "new"
-        assert now() - start <= 2.2 * RTT
+        new = (now() - start) / RTT
+        assert new <= 2.2
         await asyncio.sleep(1.0)  # the ticket comes
         begun: list[float] = []
         dial = connected._dial_resumed
@@ -79,7 +81,9 @@ async def test_the_first_call_of_a_new_and_of_a_resumed_connection() -> None:
         await lose(network, connected)
         assert await connected.request("note", "resumed", idempotent=True) == "resumed"
         (start,) = begun
-        assert now() - start <= 1.2 * RTT
+        resumed = (now() - start) / RTT
+        assert resumed <= 1.2
+        report("first call, in round trips", new=new, resumed=resumed)
 
 
 @virtual

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from full_size import report
 from rpc_support import outcome, quic_pair, real, session_of, virtual
 from test_reconnect import server
 
@@ -95,6 +96,7 @@ async def test_ten_rebindings_one_per_second_under_load() -> None:
         assert running.context.sessions == (session,)
         assert client.clock.synchronized
         assert client.clock.error_bound_ns < 40_000_000
+        report("ten rebindings", longest_call=load.longest, audio_gap=load.gap)
 
 
 @virtual
@@ -116,6 +118,7 @@ async def test_another_network() -> None:
         assert load.failed == []
         assert load.gap <= 0.2
         assert running.context.sessions == (session,)
+        report("another network", longest_call=load.longest, audio_gap=load.gap)
 
 
 @pytest.mark.parametrize("seconds", [2.0, 8.0])
