@@ -16,7 +16,7 @@ __all__ = ["Item", "Place", "Places", "StreamJournal"]
 STREAM_JOURNAL_BYTES = 1024 * 1024
 """Of items that were sent and not read, with :data:`ITEM_OVERHEAD` each; above it, senders wait."""
 ITEM_OVERHEAD = 256
-MAX_PLACES = 1024
+MAX_PLACES = 256
 """Streams of one session whose place is remembered; the oldest give way."""
 
 
@@ -82,6 +82,9 @@ class Places:
 
     def __init__(self) -> None:
         self._places: OrderedDict[bytes, Place] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._places)
 
     def of(self, name: bytes) -> Place:
         """The place of a stream, a new one where it is not known."""

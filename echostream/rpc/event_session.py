@@ -31,6 +31,8 @@ KEPT_S = 300.0
 """Sessions without a connection that a server keeps, and for how long."""
 KEPT_BYTES = 64 * 1024 * 1024
 """What it keeps for all of them together: the oldest give way."""
+REMEMBERED = 256
+"""Bytes that the place of a stream counts, or what a failed event came to."""
 
 
 class EventSession:
@@ -383,6 +385,7 @@ class EventSessions:
         coming = self._coming.pop(token, None)
         if coming is not None:
             coming.set_exception(ConnectionClosed("the client has left"))
+            coming.exception()  # perhaps nobody waits any more
 
     def release(self, peer: Peer, *, keep: bool) -> None:
         """The connection is over, and so are its listeners."""
@@ -430,4 +433,5 @@ class EventSessions:
 
 
 def _size(resumption: Resumption) -> int:
-    return resumption.journal.size + resumption.pending_bytes
+    remembered = len(resumption.places) + len(resumption.outcomes.failures)
+    return resumption.journal.size + resumption.pending_bytes + REMEMBERED * remembered

@@ -468,4 +468,4 @@ def test_places_are_bounded() -> None:
     for number in range(2000):
         places.of(number.to_bytes(16, "big"))
         assert places.of(b"first") is first
-    assert len(places._places) == 1024
+    assert len(places) == 256
