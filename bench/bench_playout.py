@@ -77,3 +77,28 @@ def test_streams_per_core(benchmark, profile, floor, sample_type):
     benchmark.extra_info["streams"] = round(count)
     print(f"\n{benchmark.name}: {count:.0f} stereo 48 kHz streams per core")
     assert count > floor
+
+
+@pytest.mark.benchmark(timer=time.process_time)
+@pytest.mark.parametrize("profile", ["voice", "music"])
+def test_int16_costs_no_more_than_float32(benchmark, profile):
+    """Turn by turn in one run, the best of each: what else the machine does hits both."""
+    streams = [Stream(profile, kind) for kind in ("int16", "float32")]
+    spent = [[], []]
+    for stream in streams * 500:
+        stream()
+
+    def turn():
+        for stream, times in zip(streams, spent, strict=True):
+            start = time.process_time()
+            for _ in range(100):
+                stream()
+            times.append(time.process_time() - start)
+
+    benchmark.pedantic(turn, rounds=15)
+    if benchmark.stats is None:  # --benchmark-disable
+        return
+    ratio = min(spent[0]) / min(spent[1])
+    benchmark.extra_info["ratio"] = round(ratio, 3)
+    print(f"\n{benchmark.name}: {ratio:.3f} times the processor time of float32")
+    assert ratio < 1.15
