@@ -30,7 +30,7 @@ EVENT_BUS = [
     r"garden heard \['music: play', 'music: louder'\]",
 ]
 REALTIME = [
-    r"client: 200 packets sent, realtime",
+    r"client: \d+ packets sent, realtime",  # one or two for each frame, as the path allows
     r"server: \d+ packets, \d+ lost, peak 0\.50",
     r"server: \d+\.\d ms from capture to arrival \(median\)",
 ]
