@@ -8,6 +8,7 @@ cdef enum:
     STREAM_LIMIT_CAPACITY = 17
     RESET_CAPACITY = 25
     STOP_CAPACITY = 17
+    SHORT_OVERHEAD = 19  # of a short-header packet: flags, two bytes of number, the AEAD's tag
 
 cdef class SendPath(ReceivePath):
     """Fills 1-RTT packets as ``ApplicationWriter`` does. A flush for which there is more to say
@@ -68,6 +69,22 @@ cdef class SendPath(ReceivePath):
                 return False
         return True
 
+    @property
+    def max_datagram_payload(self):
+        """Largest DATAGRAM that fits a packet and the peer's limit (RFC 9221, section 3)."""
+        return self.largest_datagram()
+
+    cdef int64_t largest_datagram(self) except -1:
+        cdef int64_t room
+        limit = self._remote_max_datagram_frame_size
+        if not limit:
+            return 0
+        room = min(
+            self._max_datagram_size - SHORT_OVERHEAD - <int64_t>len(self._peer_cid.cid),
+            <int64_t>limit,
+        )
+        return max(0, room - (2 if room <= 65 else 3))
+
     cdef bint sends_typed(self) except -1:
         if not self.typed and not self.enter():
             return False
@@ -111,7 +128,7 @@ cdef class SendPath(ReceivePath):
             self._datagrams.expire(now)
         self.survey()
         has_room = window >= self._max_datagram_size
-        self.max_payload = self.max_datagram_payload if self.waiting else 0
+        self.max_payload = self.largest_datagram() if self.waiting else 0
         self.header = 1 + <size_t>len(self.cid) + SENT_NUMBER
         try:
             while True:

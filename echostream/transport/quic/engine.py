@@ -209,14 +209,17 @@ class QuicEngine:
         if not self._started or connection._close_at is None:
             return None
         at = connection.get_timer()
-        if not connection.ended:
-            for other in (
-                self._handshake_deadline,
-                self._keep_alive_at,
-                connection.path_search_at,
-            ):
-                if other is not None and (at is None or other < at):
-                    at = other
+        if connection.ended:
+            return at
+        other = self._keep_alive_at
+        if other is not None and (at is None or other < at):
+            at = other
+        other = self._handshake_deadline
+        if other is not None and (at is None or other < at):
+            at = other
+        other = connection.path_search_at
+        if other is not None and (at is None or other < at):
+            at = other
         return at
 
     def on_timer(self, now: float) -> None:
