@@ -175,7 +175,12 @@ class Caller:
         decode = peer.decode if returns is None else peer.decoder(returns)
         left = timeout
         expires_at = _NEVER if max_age is None else _deadline(peer, max_age)
-        if peer.busy or peer.outbox.call_bytes > QUEUE_HIGH or len(peer.calls) >= peer.call_limit:
+        if (
+            peer.busy
+            or peer.outbox.call_bytes > QUEUE_HIGH
+            or len(peer.calls) >= peer.call_limit
+            or peer.budget.tight
+        ):
             left = await wait_turn(peer, method, timeout, max_age)
         loop = peer.loop
         call_id = peer.protocol.start_call(
@@ -349,7 +354,7 @@ class Caller:
         data = peer.encode(payload)
         extra = None if metadata is None else encode_metadata(metadata)
         expires_at = _deadline(peer, max_age)
-        if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH:
+        if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH or peer.budget.tight:
             await peer.wait_event_room()
         if delivery == "realtime":
             peer.protocol.emit_datagram(event, data, extra, None if max_age is None else expires_at)
@@ -492,7 +497,7 @@ async def _emit_acknowledged(
     data = peer.encode(payload)
     extra = None if metadata is None else encode_metadata(metadata)
     expires_at = _deadline(peer, max_age)
-    if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH:
+    if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH or peer.budget.tight:
         await peer.wait_event_room()
     token = peer.acks.token()
     try:

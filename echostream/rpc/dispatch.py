@@ -428,7 +428,7 @@ class Dispatcher:
                 if at is not None:
                     await self.schedule.wait_until(at)
             result = await route.call(self._context, argument)
-            if peer.outbox.call_bytes > QUEUE_HIGH:
+            if peer.outbox.call_bytes > QUEUE_HIGH or peer.budget.tight:
                 await peer.wait_call_room()  # the call counts as running until there is room
             if call_id not in self._silenced and not self._over:
                 self._answer(route, event, result, call)

@@ -32,6 +32,7 @@ from echostream.rpc.call import decode_metadata
 from echostream.rpc.clock import ClockDriver
 from echostream.rpc.dispatch import Dispatcher, Routes
 from echostream.rpc.event_session import EventSession
+from echostream.rpc.send_budget import SendBudget, SendShare
 from echostream.rpc.serving import FlowEvents
 from echostream.transport import engine as en
 from echostream.transport.connection import Connection, closed_error
@@ -63,7 +64,8 @@ CLOCK_SIZE = 32
 
 class Peer:
     """One live connection, as both sides use it. ``context`` is what handlers are given;
-    ``now_ns`` this side's clock for timestamps, by default the system's monotonic one."""
+    ``now_ns`` this side's clock for timestamps, by default the system's monotonic one;
+    ``budget`` is shared by all connections of a server."""
 
     def __init__(
         self,
@@ -73,10 +75,14 @@ class Peer:
         context: Any,
         total: Account | None = None,
         now_ns: Callable[[], int] | None = None,
+        budget: SendBudget | None = None,
     ) -> None:
         self.connection = connection
         self.loop = asyncio.get_running_loop()
-        self.protocol = ProtocolSession(connection.engine, limits, total)
+        self.budget = budget or SendBudget(limits.sending_total)
+        self.sending = SendShare(self.budget, self.loop)
+        self.protocol = ProtocolSession(connection.engine, limits, total, self.sending.charge)
+        connection.on_acknowledged = self._acknowledged
         self.clock = ClockDriver(connection, self.loop, now_ns)
         self.calls: dict[int, asyncio.Future[bytes] | None] = {}
         self.trailers: dict[int, list[bytes]] = {}
@@ -263,6 +269,7 @@ class Peer:
         self._pumped = 0
         outbox = self.outbox
         outbox.flush(now)
+        self._acknowledged()
         if not outbox.idle:
             outbox.fit(self.connection.engine.info().congestion_window)
         if outbox.expired_calls:
@@ -278,6 +285,13 @@ class Peer:
         if self._drain_waiters:
             _release(self._drain_waiters)
         self.clock.before_flush()  # last: the stamps are those of the wire
+
+    def _acknowledged(self) -> None:
+        """What is held for sending may be less."""
+        outbox = self.outbox
+        held = outbox.call_bytes + outbox.event_bytes + self.connection.engine.buffered_total
+        if held != self.sending.held:
+            self.sending.settle(held)
 
     @property
     def idle(self) -> bool:
@@ -355,15 +369,33 @@ class Peer:
             raise self._leaving()
 
     async def wait_call_room(self) -> None:
+        """Wait until more calls or answers may be queued, here and in the whole server."""
         self.check_open()
-        while self.outbox.call_bytes > QUEUE_HIGH:
-            await self._wait(self._call_waiters)
+        while True:
+            while self.outbox.call_bytes > QUEUE_HIGH:
+                await self._wait(self._call_waiters)
+            if not self.sending.refuses:
+                return
+            await self.wait_share()
+            if self.outbox.call_bytes <= QUEUE_HIGH:
+                return
+
+    async def wait_share(self) -> None:
+        """Wait until all connections together hold less."""
+        await self.sending.wait()
+        self.check_open()
 
     async def wait_event_room(self, most: int = QUEUE_HIGH) -> None:
         """Wait until at most ``most`` bytes of events are queued."""
         self.check_open()
-        while self.outbox.event_bytes > most:
-            await self._wait(self._event_waiters)
+        while True:
+            while self.outbox.event_bytes > most:
+                await self._wait(self._event_waiters)
+            if not self.sending.refuses:
+                break
+            await self.wait_share()
+            if self.outbox.event_bytes <= most:
+                break
         if self._going_away and self.events.leaves_behind:
             raise self._leaving()
 
@@ -632,6 +664,7 @@ class Peer:
         self._flows.connection_lost()
         self.acks.connection_lost(error)
         self.outbox.clear()
+        self.sending.close()
         self._stream_waiters.clear()
         for sender in list(self.senders.values()):
             sender.connection_lost(copy(error))
