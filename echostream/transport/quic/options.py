@@ -106,7 +106,8 @@ class QuicOptions:
     (RFC 9000, section 8.1.2); 0 asks always."""
 
     retry_rate: float = 1000.0
-    """Retry packets that a server sends per second; a tenth of them at once."""
+    """Retry packets that a server sends per second, half of them to one address; a tenth of them at
+    once."""
 
     max_half_open: int = 1024
     """Handshakes that a server has open at a time. A client that meets the limit tries again."""
