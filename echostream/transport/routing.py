@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from echostream.codes import Close
 from echostream.transport.connection import Connection, loop_clock
-from echostream.transport.engine import Acceptor, Address, Engine
+from echostream.transport.engine import Acceptor, Address, Engine, unmarked
 from echostream.transport.handler import ConnectionHandler
 from echostream.transport.turns import Send, Turns
 
@@ -161,7 +161,7 @@ class Router:
             assert connection_id is not None
             connection = self._routes.get(connection_id)
             if connection is None:
-                connection = self._unknown(connection_id, data, address, now, answers)
+                connection = self._unknown(connection_id, data, unmarked(address), now, answers)
             if connection is not None:
                 connection.feed(data, address, now)
                 touched[connection] = None

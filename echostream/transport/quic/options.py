@@ -67,6 +67,10 @@ class QuicOptions:
     """How large packets may become once the path was seen to carry them (RFC 8899). Plain Ethernet
     has room for 1452 over IPv6 and 1472 over IPv4. Not above ``max_datagram_size``: do not look."""
 
+    ecn: bool = True
+    """Whether packets leave marked, where the path carries marks (RFC 9000, section 13.4), and the
+    marks of those that arrive are reported."""
+
     datagram_queue_length: int = 64
     """DATAGRAM frames that wait for the congestion window; the oldest are dropped."""
 
