@@ -74,9 +74,9 @@ class ItemEnds:
                 finally:
                     self._writer = None
             elif engine.buffered(flow.stream_id) > SEND_HIGH:
-                await peer.wait_stream(flow.stream_id, SEND_LOW)
+                await peer.room.wait_stream(flow.stream_id, SEND_LOW)
             elif peer.sending.refuses and not waited:
-                await peer.wait_share()
+                await peer.room.wait_share()
                 waited = True
             else:
                 peer.protocol.send_item(flow, data)

@@ -308,10 +308,10 @@ class StreamSender:
         if self.realtime:
             return
         while not self._done and self._peer.connection.engine.buffered(self.stream_id) > SEND_HIGH:
-            await self._peer.wait_stream(self.stream_id, SEND_LOW)
+            await self._peer.room.wait_stream(self.stream_id, SEND_LOW)
             self._check()
         if not self._done and self._peer.sending.refuses:
-            await self._peer.wait_share()
+            await self._peer.room.wait_share()
             self._check()
 
     def _samples(
