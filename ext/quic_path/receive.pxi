@@ -96,7 +96,9 @@ cdef class ReceivePath(ConnectionState):
             elif space.ack_at is not None:
                 space.ack_at = min(<double>space.ack_at, now + ACK_DELAY)
             else:
-                space.ack_at = now + (LONE_ACK_DELAY if in_order else ACK_DELAY)
+                space.ack_at = now + (
+                    LONE_ACK_DELAY if in_order and self.datagram_ecn != CE else ACK_DELAY
+                )
         return True
 
     cdef bint asks(self, const Frame *frames, Py_ssize_t count) noexcept:

@@ -84,6 +84,12 @@ cdef SentPacket typed_packet(packet):
     return typed
 
 
+cdef enum:
+    ECT1 = 1  # two bits of the IP header (RFC 3168, section 5)
+    ECT0 = 2
+    CE = 3
+
+
 @cython.final
 cdef class PacketSpace:
     """The application's packet numbers; mirrors ``QuicPacketSpace``."""
@@ -113,11 +119,11 @@ cdef class PacketSpace:
         self.sent_packets = {}
 
     cdef void count(self, int ecn) noexcept:
-        if ecn == 2:
+        if ecn == ECT0:
             self.ect0 += 1
-        elif ecn == 3:
+        elif ecn == CE:
             self.ce += 1
-        elif ecn == 1:
+        elif ecn == ECT1:
             self.ect1 += 1
 
 

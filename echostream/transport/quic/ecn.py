@@ -12,7 +12,10 @@ from typing import Any, NamedTuple, TypeAlias
 from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 
-__all__ = ["COUNTS_CAPACITY", "EcnCounts", "EcnValidation", "count_mark"]
+__all__ = ["CE", "COUNTS_CAPACITY", "EcnCounts", "EcnValidation", "count_mark"]
+
+ECT1, ECT0, CE = 1, 2, 3
+"""Two bits of the IP header (RFC 3168, section 5)."""
 
 COUNTS_CAPACITY = 24
 """Bytes that the counts take in an ACK_ECN frame at most."""
@@ -131,9 +134,9 @@ class EcnValidation(QuicPacketRecovery):
 
 def count_mark(space: Any, ecn: int) -> None:
     """A packet was received with a mark."""
-    if ecn == 2:
+    if ecn == ECT0:
         space.ect0 += 1
-    elif ecn == 3:
+    elif ecn == CE:
         space.ce += 1
-    elif ecn == 1:
+    elif ecn == ECT1:
         space.ect1 += 1

@@ -33,7 +33,7 @@ from aioquic.quic.stream import QuicStream
 from echostream.codes import Close
 from echostream.transport.engine import Ect0Address
 from echostream.transport.quic.budget import Budget
-from echostream.transport.quic.ecn import count_mark
+from echostream.transport.quic.ecn import CE, count_mark
 from echostream.transport.quic.logs import ConnectionLogger
 from echostream.transport.quic.options import QuicOptions
 from echostream.transport.quic.path_prober import PathProber
@@ -133,7 +133,7 @@ class HardenedConnection(PathProber):
         self._skip_at = secrets.randbelow(SKIP_WITHIN)
         self._close_packets: list[tuple[bytes, NetworkAddress]] = []
         self._received_closing = 0
-        self._early: list[tuple[bytes, NetworkAddress]] = []
+        self._early: list[tuple[bytes, NetworkAddress, int]] = []
         self._early_size = 0
         self._repeat_close = False
 
@@ -356,7 +356,7 @@ class HardenedConnection(PathProber):
             # It overtook the end of the handshake (RFC 9001, section 5.7). aioquic drops it, and
             # the peer takes that for congestion.
             if self._early_size + len(data) <= EARLY_BYTES:
-                self._early.append((data, addr))
+                self._early.append((data, addr, self.datagram_ecn))
                 self._early_size += len(data)
             return
         before = self.packets_received
@@ -372,18 +372,22 @@ class HardenedConnection(PathProber):
             self._undecipherable(data)
         if self._early and self._handshake_complete:
             early, self._early = self._early, []
-            for held, sender in early:
+            for held, sender, self.datagram_ecn in early:
                 self.receive_datagram(held, sender, now)
 
     def _delay_ack(self, ack_at: float | None, largest: int, now: float) -> None:
         """Acknowledge what came with this datagram, before which the two were those of its space,
-        in good time. aioquic waits 1 ms for each."""
+        in good time: congestion is told of soon. aioquic waits 1 ms for each."""
         space = self._spaces[tls.Epoch.ONE_RTT]
         if not self._elicited or space.ack_at is None:
             return
         if self._asked:
             space.ack_at = now
-        elif ack_at is None and space.largest_received_packet == largest + 1:
+        elif (
+            ack_at is None
+            and space.largest_received_packet == largest + 1
+            and self.datagram_ecn != CE
+        ):
             space.ack_at = now + LONE_ACK_DELAY
         else:
             space.ack_at = min(space.ack_at, now + ACK_DELAY)

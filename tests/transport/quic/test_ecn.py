@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from foreign_engines import StockAcceptor, stock_client
+from foreign_engines import Qh3Acceptor, StockAcceptor, qh3_client, stock_client
 from quic_credentials import Credentials
 from quic_pair import Pair, our_acceptor, our_client, our_pair
 
@@ -200,33 +200,38 @@ def test_counts_are_weighed(counts: Any, state: str, credentials: Credentials) -
     assert (loss.congestion_window < window) is (counts == (4, 0, 1))
 
 
+@pytest.mark.parametrize("peer", ["stock", "qh3"])
 @pytest.mark.parametrize("role", ["client", "server"])
 def test_a_peer_that_knows_nothing_of_it_is_not_disturbed(
-    role: str, credentials: Credentials
+    peer: str, role: str, credentials: Credentials
 ) -> None:
-    """Stock aioquic reads no marks and reports none, and takes the counts that we report."""
+    """aioquic and qh3 read no marks and report none, and take the counts that we report."""
+    if peer == "qh3":
+        pytest.importorskip("qh3")
     if role == "server":
-        pair = Pair(stock_client(credentials), our_acceptor(credentials))
+        foreign_client = stock_client if peer == "stock" else qh3_client
+        pair = Pair(foreign_client(credentials), our_acceptor(credentials))
     else:
-        pair = Pair(our_client(credentials), StockAcceptor(credentials))
+        foreign_acceptor = StockAcceptor if peer == "stock" else Qh3Acceptor
+        pair = Pair(our_client(credentials), foreign_acceptor(credentials))
     pair.handshake()
-    ours, stock = pair.server, pair.client
+    ours, other = pair.server, pair.client
     if role == "client":
-        ours, stock = stock, ours
+        ours, other = other, ours
     assert ours is not None
-    assert stock is not None
+    assert other is not None
     feed = ours.engine.feed
     ours.engine.feed = lambda data, address, now: feed(data, CeAddress(address), now)
     for _ in range(20):
-        for side, other in ((ours, stock), (stock, ours)):
+        for side, end in ((ours, other), (other, ours)):
             stream_id = side.engine.open_stream(False)
             side.engine.send_stream(stream_id, bytes(3000), True)
-            assert pair.run(lambda o=other, s=stream_id: s in o.finished, 5)
+            assert pair.run(lambda e=end, s=stream_id: s in e.finished, 5)
     info = ours.engine.info()
     assert info.ecn == "failed"
     assert info.ecn_ce_received >= 60
     assert ours.closed is None
-    assert stock.closed is None
+    assert other.closed is None
 
 
 def test_an_address_with_a_mark_is_that_address() -> None:
