@@ -38,7 +38,8 @@ class Room:
     @property
     def wanted(self) -> bool:
         """Whether somebody waits."""
-        return bool(self._calls or self._events or self.slots or self._streams)
+        waiting = self._calls or self._events or self.slots or self._streams
+        return bool(waiting) or self._peer.sending.waiting
 
     @property
     def idle(self) -> bool:
@@ -83,18 +84,36 @@ class Room:
 
     async def wait_call(self) -> None:
         """Wait until a call, or an answer, can be queued."""
-        self._peer.check_open()
-        while self._peer.outbox.call_bytes > QUEUE_HIGH:
-            await self._wait(self._calls)
+        peer = self._peer
+        peer.check_open()
+        while True:
+            while peer.outbox.call_bytes > QUEUE_HIGH:
+                await self._wait(self._calls)
+            if not peer.sending.refuses:
+                return
+            await self.wait_share()
+            if peer.outbox.call_bytes <= QUEUE_HIGH:
+                return
 
     async def wait_event(self, most: int = QUEUE_HIGH) -> None:
         """Wait until at most ``most`` bytes of events are queued."""
         peer = self._peer
         peer.check_open()
-        while peer.outbox.event_bytes > most:
-            await self._wait(self._events)
+        while True:
+            while peer.outbox.event_bytes > most:
+                await self._wait(self._events)
+            if not peer.sending.refuses:
+                break
+            await self.wait_share()
+            if peer.outbox.event_bytes <= most:
+                break
         if peer.going_away and peer.events.leaves_behind:
             raise peer.leaving_error()
+
+    async def wait_share(self) -> None:
+        """Wait until all connections together hold less."""
+        await self._peer.sending.wait()
+        self._peer.check_open()
 
     async def wait_stream(self, stream_id: int, low: int) -> None:
         """Wait until at most ``low`` bytes of a QUIC stream of ours are unacknowledged."""

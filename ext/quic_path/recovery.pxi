@@ -84,6 +84,12 @@ cdef SentPacket typed_packet(packet):
     return typed
 
 
+cdef enum:
+    ECT1 = 1  # two bits of the IP header (RFC 3168, section 5)
+    ECT0 = 2
+    CE = 3
+
+
 @cython.final
 cdef class PacketSpace:
     """The application's packet numbers; mirrors ``QuicPacketSpace``."""
@@ -100,6 +106,10 @@ cdef class PacketSpace:
     cdef public int64_t largest_acked_packet
     cdef public object loss_time
     cdef readonly dict sent_packets
+    # Packets received with these marks (RFC 9000, section 13.4.1).
+    cdef public int64_t ect0
+    cdef public int64_t ect1
+    cdef public int64_t ce
 
     def __cinit__(self):
         self.ack_queue = Ranges()
@@ -107,6 +117,14 @@ cdef class PacketSpace:
         self.largest_received_packet = -1
         self.received_packets = NumberWindow()
         self.sent_packets = {}
+
+    cdef void count(self, int ecn) noexcept:
+        if ecn == ECT0:
+            self.ect0 += 1
+        elif ecn == CE:
+            self.ce += 1
+        elif ecn == ECT1:
+            self.ect1 += 1
 
 
 @cython.final

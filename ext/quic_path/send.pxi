@@ -4,6 +4,7 @@ cdef enum:
     SMALLEST_STREAM_FRAME = 16  # the first three as in transport/quic/writer.py
     ACK_PING_INTERVAL = 8
     ACK_CAPACITY = 33  # aioquic asks for the largest size that a frame can have
+    COUNTS_CAPACITY = 24  # of the three in ACK_ECN
     LIMIT_CAPACITY = 9
     STREAM_LIMIT_CAPACITY = 17
     RESET_CAPACITY = 25
@@ -121,6 +122,12 @@ cdef class SendPath(ReceivePath):
         cdef bint ack_due, has_room, full
         cdef double wait
         cdef list made = []
+        cdef object to = self.address
+        if self.recovery.ecn_marks:
+            if self.marked_for is not to:
+                self.marked = self.marked_address(to)
+                self.marked_for = to
+            to = self.marked
         self._pacing_at = None
         if self._probe_pending and window < self._max_datagram_size:
             window = self._max_datagram_size
@@ -141,7 +148,7 @@ cdef class SendPath(ReceivePath):
                 self.begin(window - flown)
                 full = self.fill(ack_due, has_room, now)
                 if self.at > self.header:
-                    made.append((self.end(now), self.address))
+                    made.append((self.end(now), to))
                     if self.filling.in_flight:
                         flown += self.filling.sent_bytes
                     self.recovery.sent(self.filling, space, control)
@@ -285,17 +292,23 @@ cdef class SendPath(ReceivePath):
         cdef PacketSpace space = self.space
         cdef Py_ssize_t ranges = 0
         cdef int64_t delay
+        cdef bint counts = space.ect0 or space.ect1 or space.ce
+        cdef int64_t spare = COUNTS_CAPACITY if counts else 0
         if not space.ack_queue.count:
             space.ack_at = None
             return True
-        if self.room() < ACK_CAPACITY:
+        if self.room() < ACK_CAPACITY + spare:
             return False
         delay = <int64_t>(max(0.0, now - <double>space.largest_received_time) * 1000000) >> 3
-        self.packet[self.at] = ACK
+        self.packet[self.at] = ACK_ECN if counts else ACK
         self.at += 1
         self.at += put_ranges(
-            self.packet + self.at, space.ack_queue, <uint64_t>delay, self.room(), &ranges
+            self.packet + self.at, space.ack_queue, <uint64_t>delay, self.room() - spare, &ranges
         )
+        if counts:
+            self.put(<uint64_t>space.ect0)
+            self.put(<uint64_t>space.ect1)
+            self.put(<uint64_t>space.ce)
         self.filling.acknowledges(space.ack_queue)
         space.ack_at = None
         if (ranges > 1 and self._packet_number % ACK_PING_INTERVAL == 0) or (

@@ -68,6 +68,10 @@ class QuicOptions:
     has room for 1452 over IPv6, and more is tried only where the path takes it within 1 ms: jumbo
     frames have room for 8952. Not above ``max_datagram_size``: do not look."""
 
+    ecn: bool = True
+    """Whether packets leave marked, where the path carries marks (RFC 9000, section 13.4), and the
+    marks of those that arrive are reported."""
+
     datagram_queue_length: int = 64
     """DATAGRAM frames that wait for the congestion window; the oldest are dropped."""
 
@@ -107,7 +111,8 @@ class QuicOptions:
     (RFC 9000, section 8.1.2); 0 asks always."""
 
     retry_rate: float = 1000.0
-    """Retry packets that a server sends per second; a tenth of them at once."""
+    """Retry packets that a server sends per second, half of them to one address; a tenth of them at
+    once."""
 
     max_half_open: int = 1024
     """Handshakes that a server has open at a time. A client that meets the limit tries again."""

@@ -16,10 +16,10 @@ from aioquic.quic.recovery import (
     K_PACKET_THRESHOLD,
     K_TIME_THRESHOLD,
     QuicPacketPacer,
-    QuicPacketRecovery,
     QuicPacketSpace,
 )
 
+from echostream.transport.quic.ecn import EcnValidation
 from echostream.transport.quic.path_mtu import MAX_TIMEOUTS, PathMtu
 
 __all__ = ["AdaptiveRecovery", "PacketNumberWindow", "TickPacer"]
@@ -94,7 +94,7 @@ class TickPacer(QuicPacketPacer):
         self.bucket_max = max(self.bucket_max, 2 * PACING_TICK)
 
 
-class AdaptiveRecovery(QuicPacketRecovery):
+class AdaptiveRecovery(EcnValidation):
     """Recovery that learns how much the path reorders, and refuses forged acknowledgements.
 
     A packet that is acknowledged after it was declared lost was late, not lost. Then the packet
@@ -141,6 +141,7 @@ class AdaptiveRecovery(QuicPacketRecovery):
         self._before_event: Any = None
         self._event_at = 0.0
         self._calm_events = 0
+        self._prepare_ecn()
 
     def restart(self, congestion_control_algorithm: str, max_datagram_size: int) -> None:
         """The path is another one: nothing that was learned of the old one holds (RFC 9000,
@@ -160,6 +161,8 @@ class AdaptiveRecovery(QuicPacketRecovery):
         self._before_event = None
         self._event_lost.clear()
         self._presumed_lost.clear()
+        if self.ecn_state != "off":
+            self.begin_ecn()
 
     def use_datagram_size(self, size: int) -> None:
         """Packets are this large from now on; the window keeps its bytes."""
@@ -198,9 +201,15 @@ class AdaptiveRecovery(QuicPacketRecovery):
         self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace
     ) -> None:
         self._check_ack(ack_rangeset, now, space)
+        self._ecn_unweighed = self._ecn_subject(ack_rangeset, space) if self.ecn_marks else None
         super().on_ack_received(
             ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space
         )
+
+    def _congestion_experienced(self, sent_time: float, now: float) -> None:
+        super()._congestion_experienced(sent_time, now)
+        self._before_event = None  # no late packet undoes it
+        self._event_lost.clear()
 
     def _check_ack(self, ack_rangeset: RangeSet, now: float, space: QuicPacketSpace) -> None:
         # RFC 9000, section 13.1: an acknowledgement of a packet that was not sent is a
@@ -239,6 +248,10 @@ class AdaptiveRecovery(QuicPacketRecovery):
             self._before_event = None
 
     def _detect_loss(self, *, now: float, space: QuicPacketSpace) -> None:
+        if self._ecn_unweighed is not None:  # after round-trip time, before losses: RFC 9002, A.7
+            marked, newest_time = self._ecn_unweighed
+            self._ecn_unweighed = None
+            self._weigh_ecn(self.ack_counts, marked, newest_time, now)
         delay = K_TIME_THRESHOLD * (
             max(self._rtt_latest, self._rtt_smoothed)
             if self._rtt_initialized
@@ -326,6 +339,7 @@ class AdaptiveRecovery(QuicPacketRecovery):
         timeouts = self._pto_count
         super().on_loss_detection_timeout(now=now)
         self.probe_again = self._pto_count > timeouts and not self.handshake_confirmed
+        self._weigh_timeouts()
         if self._pto_count >= MAX_TIMEOUTS and self.path_mtu.size > self.path_mtu.base:
             self.path_mtu.black_hole(now)
             self._on_black_hole()
