@@ -28,8 +28,9 @@ from echostream.testing import Impairment, quic_pair, run_virtual
 from echostream.transport.quic import accelerated
 
 VARIANTS: dict[str, tuple[bool, str]] = {
-    "compiled": (True, "reno"),
-    "plain": (False, "reno"),
+    "compiled": (True, "westwood"),
+    "plain": (False, "westwood"),
+    "reno": (False, "reno"),
     "cubic": (False, "cubic"),
 }
 """Whether the data path is compiled, and the congestion controller."""

@@ -12,13 +12,13 @@ __all__ = [
     "PacketSpace",
     "Ranges",
     "RecoveryState",
-    "Reno",
     "SendPath",
     "SentPacket",
     "Stream",
     "StreamLimit",
     "StreamReceiver",
     "StreamSender",
+    "Westwood",
 ]
 
 @final
@@ -181,7 +181,7 @@ class Pacer:
     def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None: ...
 
 @final
-class Reno:
+class Westwood:
     bytes_in_flight: int
     congestion_window: int
     ssthresh: Any

@@ -41,7 +41,7 @@ cdef class RecoveryState:
     cdef public bint plain_delivery
     """Whether a handler of aioquic ran: there may be something to send for it."""
 
-    cdef int sent(self, SentPacket packet, PacketSpace space, Reno control) except -1:
+    cdef int sent(self, SentPacket packet, PacketSpace space, Westwood control) except -1:
         space.sent_packets[packet.packet_number] = packet
         self.largest_sent = packet.packet_number
         self.packets_sent += 1
@@ -102,7 +102,7 @@ cdef class RecoveryState:
         cdef double newest_time = 0.0
         cdef bint eliciting = False
         cdef SentPacket packet
-        cdef Reno control = self._cc
+        cdef Westwood control = self._cc
         cdef list arrived = []
         if largest > space.largest_acked_packet:
             space.largest_acked_packet = largest
@@ -123,7 +123,7 @@ cdef class RecoveryState:
                 eliciting = True
                 space.ack_eliciting_in_flight -= 1
             if packet.in_flight:
-                control.acked(packet.sent_bytes, packet.sent_time)
+                control.acked(packet.sent_bytes, packet.sent_time, now)
                 if packet.sent_bytes > self.largest_delivered:
                     self.largest_delivered = packet.sent_bytes
             newest = packet.packet_number
@@ -164,7 +164,7 @@ cdef class RecoveryState:
             )
         return 0
 
-    cdef int _measure(self, double rtt, double ack_delay, double now, Reno control) except -1:
+    cdef int _measure(self, double rtt, double ack_delay, double now, Westwood control) except -1:
         """RFC 9002, section 5.3, as aioquic reads it."""
         ack_delay = min(ack_delay, self.max_ack_delay)
         self._rtt_latest = max(rtt, 0.001)
@@ -231,7 +231,7 @@ cdef class RecoveryState:
     def give_up(self, list packets, PacketSpace space, double now, bint congestion):
         """Stop tracking ``packets``, and send again what was in them. How many were in flight."""
         cdef SentPacket packet
-        cdef Reno control = self._cc
+        cdef Westwood control = self._cc
         cdef list counted = []
         for packet in packets:
             del space.sent_packets[packet.packet_number]

@@ -114,7 +114,7 @@ cdef class SendPath(ReceivePath):
         return True
 
     cdef list flush(self, double now):
-        cdef Reno control = self.recovery._cc
+        cdef Westwood control = self.recovery._cc
         cdef Pacer pacer = self.recovery._pacer
         cdef PacketSpace space = self.space
         cdef int64_t window = control.congestion_window - control.bytes_in_flight

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 from echostream.errors import ConfigurationError
 
-__all__ = ["CONNECTION_ID_LENGTH", "QuicOptions"]
+__all__ = ["CONNECTION_ID_LENGTH", "WESTWOOD", "QuicOptions"]
 
 CONNECTION_ID_LENGTH = 8
 """Length in bytes of the connection IDs that our engines choose: an endpoint cuts this many
 bytes out of a short header (RFC 8999, section 5.2)."""
 
 CIPHERS = ("AES_128_GCM_SHA256", "AES_256_GCM_SHA384", "CHACHA20_POLY1305_SHA256")
-CONGESTION_CONTROLS = ("reno", "cubic")
+WESTWOOD = "westwood"
+CONGESTION_CONTROLS = (WESTWOOD, "reno", "cubic")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,8 +79,9 @@ class QuicOptions:
     datagram_max_age: float = 0.1
     """A DATAGRAM frame that could not leave for this long is dropped."""
 
-    congestion_control: str = "reno"
-    """``"reno"`` or ``"cubic"``."""
+    congestion_control: str = WESTWOOD
+    """``"westwood"``: New Reno that keeps its window where a loss is none by congestion;
+    ``"reno"`` or ``"cubic"`` as aioquic has them, off the compiled path."""
 
     ciphers: Sequence[str] = CIPHERS
     """TLS 1.3 cipher suites, best first."""

@@ -7,7 +7,10 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
-from aioquic.quic.congestion.base import create_congestion_control
+from aioquic.quic.congestion.base import (
+    create_congestion_control,
+    register_congestion_control,
+)
 from aioquic.quic.connection import QuicConnectionError
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicSentPacket
@@ -19,7 +22,9 @@ from aioquic.quic.recovery import (
     QuicPacketSpace,
 )
 
+from echostream.transport.quic.congestion import Westwood
 from echostream.transport.quic.ecn import EcnValidation
+from echostream.transport.quic.options import WESTWOOD
 from echostream.transport.quic.path_mtu import MAX_TIMEOUTS, PathMtu
 
 __all__ = ["AdaptiveRecovery", "PacketNumberWindow", "TickPacer"]
@@ -35,6 +40,8 @@ LATEST = 0.25
 
 CALM_EVENTS = 16
 """Loss events without a late packet after which tolerance is halved (RFC 8985, section 6.2)."""
+
+register_congestion_control(WESTWOOD, Westwood)
 
 PACING_TICK = 0.001
 """Event loops' timers are this coarse, in seconds."""
@@ -354,6 +361,18 @@ class AdaptiveRecovery(EcnValidation):
 
 
 _NOT_OF_AN_EVENT = frozenset(
-    {"_max_datagram_size", "_rtt_monitor", "bytes_in_flight", "last_ack", "rtt"}
+    {
+        "_max_datagram_size",
+        "_rates",
+        "_round_bytes",
+        "_round_start",
+        "_rtt",
+        "_rtt_min",
+        "_rtt_min_at",
+        "_rtt_monitor",
+        "bytes_in_flight",
+        "last_ack",
+        "rtt",
+    }
 )
 """What a congestion controller knows that losing packets does not change."""
