@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -84,31 +85,26 @@ class Room:
 
     async def wait_call(self) -> None:
         """Wait until a call, or an answer, can be queued."""
-        peer = self._peer
-        peer.check_open()
-        while True:
-            while peer.outbox.call_bytes > QUEUE_HIGH:
-                await self._wait(self._calls)
-            if not peer.sending.refuses:
-                return
-            await self.wait_share()
-            if peer.outbox.call_bytes <= QUEUE_HIGH:
-                return
+        outbox = self._peer.outbox
+        await self._wait_queue(self._calls, lambda: outbox.call_bytes > QUEUE_HIGH)
 
     async def wait_event(self, most: int = QUEUE_HIGH) -> None:
         """Wait until at most ``most`` bytes of events are queued."""
         peer = self._peer
-        peer.check_open()
-        while True:
-            while peer.outbox.event_bytes > most:
-                await self._wait(self._events)
-            if not peer.sending.refuses:
-                break
-            await self.wait_share()
-            if peer.outbox.event_bytes <= most:
-                break
+        await self._wait_queue(self._events, lambda: peer.outbox.event_bytes > most)
         if peer.going_away and peer.events.leaves_behind:
             raise peer.leaving_error()
+
+    async def _wait_queue(self, waiters: _Waiters, full: Callable[[], bool]) -> None:
+        self._peer.check_open()
+        while True:
+            while full():
+                await self._wait(waiters)
+            if not self._peer.sending.refuses:
+                return
+            await self.wait_share()
+            if not full():  # this was its turn: nobody may ask it to wait again
+                return
 
     async def wait_share(self) -> None:
         """Wait until all connections together hold less."""
