@@ -277,7 +277,7 @@ class Peer:
             self.acks.fail_expired()
         if self._drain_waiters:
             _release(self._drain_waiters)
-        self.clock.before_flush()  # last: the stamps are those of the wire
+        self.clock.before_flush(now)  # last: the stamps are those of the wire
 
     @property
     def idle(self) -> bool:
