@@ -308,20 +308,18 @@ def test_schedule() -> None:
     ("bound", "rtt"), [(50e3, 100_000), (21e6, 40_000_000)], ids=["close", "far"]
 )
 def test_schedule_is_sparse_while_the_bound_is_small(bound: float, rtt: int) -> None:
-    """Nobody can get below half of the shortest round trip."""
+    """More exchanges would not get far below half of a round trip."""
     schedule, sent = ProbeSchedule(0), [0]
     while sent[-1] < 400 * SECOND:
         schedule.probe_sent(sent[-1], bound, rtt)
         sent.append(schedule.next_probe_ns(sent[-1]))
     pauses = [gap for a, b in pairwise(sent) if (gap := b - a) > 5 * MS]
     steady = pauses[pauses.index(8 * SECOND) :]
-    assert [pause // SECOND for pause in steady] == [8, 16, 32, *[64] * (len(steady) - 3)]
+    assert [pause // SECOND for pause in steady] == [8, 16, *[32] * (len(steady) - 2)]
     assert len(steady) > 6
     wide = 2 * bound + 100e3
     schedule.probe_sent(sent[-1], wide, rtt)  # the bound grew too much meanwhile
-    for _ in range(2):
-        schedule.probe_sent(sent[-1], bound, rtt)
-    assert schedule.next_probe_ns(sent[-1]) == sent[-1] + 32 * SECOND
+    assert schedule.next_probe_ns(sent[-1]) == sent[-1] + 16 * SECOND
 
 
 def test_the_pause_settles_where_the_bound_stays_small() -> None:
@@ -333,8 +331,8 @@ def test_the_pause_settles_where_the_bound_stays_small() -> None:
         at = sent[-1]
         sent.append(schedule.next_probe_ns(sent[-1]))
     late = [b - a for a, b in pairwise(sent) if a > 200 * SECOND]
-    assert 16 * SECOND <= max(late) <= 64 * SECOND
-    assert len(late) < 0.3 * 1800
+    assert 16 * SECOND <= max(late) <= 32 * SECOND
+    assert len(late) < 0.1 * 1800
 
 
 @pytest.mark.parametrize(

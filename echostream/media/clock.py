@@ -40,6 +40,9 @@ SUSPEND_NS = 500_000_000
 SPAN_LIMIT_NS = 60_000_000_000
 STAMP_LIMIT_NS = 2**61
 REMEMBERED = 128
+RTT_MEMORY = 1 / 16
+RTT_CLIP = 4
+"""A round trip counts as at most so many usual ones."""
 TICK_NS = 1
 """A difference of two stamps that were rounded to ns may be off by as much."""
 
@@ -95,6 +98,7 @@ class ClockSync:
         self._map = ClockMap()
         self._rate = 0.0
         self._rtt_ns = 0
+        self._usual_rtt_ns = 0.0
         self._published_at = -(2**63)
         self._published = False
         self._agreeing = 0
@@ -143,6 +147,11 @@ class ClockSync:
     def min_rtt_ns(self) -> int:
         """The shortest round trip of late; 0 without exchanges."""
         return self._hull.min_rtt
+
+    @property
+    def usual_rtt_ns(self) -> float:
+        """The round trip, smoothed over some exchanges; 0 before the first."""
+        return self._usual_rtt_ns
 
     @property
     def synchronized(self) -> bool:
@@ -222,6 +231,10 @@ class ClockSync:
             upper_at, upper, lower_at, lower = t1, t2 - t1, t4, t3 - t4
         dropped = self._hull.add(upper_at, upper + TICK_NS, lower_at, lower - TICK_NS, rtt)
         self._rtt_ns = rtt
+        share = RTT_MEMORY if self._accepted else 1.0
+        self._usual_rtt_ns += share * (
+            min(rtt, RTT_CLIP * (self._usual_rtt_ns or rtt)) - self._usual_rtt_ns
+        )
         self._accepted += 1
         if dropped:
             self._changes += 1
@@ -357,13 +370,13 @@ BURSTS = (
     (4_000 * MILLISECOND, 6),
 )
 """Pause before a burst, probes in it; the last goes on for ever."""
-SPARSE_PROBES = 3
-LONGEST_PAUSE = 64_000 * MILLISECOND
-SPARSE_NS = 100_000.0
+SPARSE_PROBES = 1
+LONGEST_PAUSE = 32_000 * MILLISECOND
+SPARSE_NS = 200_000.0
 SPARSE_SHARE = 0.1
 """The last pause doubles, up to the longest, while the error bound at its end is no more than that,
-or than that share of it, above half of the shortest round trip: nobody can get below that, and more
-exchanges would not help much. Else it halves."""
+or than that share of it, above half of the usual round trip: more exchanges would not help much.
+Else it halves."""
 SPACING_NS = 5 * MILLISECOND
 SHARP_NS = 8_000.0
 """While somebody plays by the clock, the next exchange comes before the estimate's standard
@@ -379,8 +392,8 @@ RIDE_NS = 25 * MILLISECOND
 
 class ProbeSchedule:
     """When to send the next exchange: 8 probes 5 ms apart at once, bursts of 8 that thin out
-    over half a minute, then 6 probes every 4 s. Where the bound is small anyway, they become 3
-    every 8, 16, 32 or 64 s, the longest pause that keeps it small. Time missed is not caught up.
+    over half a minute, then 6 probes every 4 s. Where the bound is small anyway, they become one
+    every 8, 16 or 32 s, the longest pause that keeps it small. Time missed is not caught up.
 
     A *sharp* schedule is for a clock that somebody plays in a group by: as many probes as the
     measured queueing asks for, one every 640 ms on a quiet path, every 20 ms (at first 5 ms) where
@@ -421,18 +434,18 @@ class ProbeSchedule:
         self,
         now_ns: int,
         bound_ns: float = inf,
-        min_rtt_ns: int = 0,
+        rtt_ns: float = 0.0,
         deviation_at: Callable[[int], float] = lambda at: 0.0,
         *,
         carried: bool = False,
     ) -> None:
         """A probe left, ``carried`` by a packet that left anyway. The clock's error is at most
-        ``bound_ns``, the shortest round trip took ``min_rtt_ns``; ``deviation_at`` is the clock's.
+        ``bound_ns``, a round trip usually takes ``rtt_ns``; ``deviation_at`` is the clock's.
         """
         if not self._begun:
             self._begun = True
-            slack = max(SPARSE_NS, SPARSE_SHARE * min_rtt_ns)
-            self._small = bound_ns <= min_rtt_ns / 2 + slack
+            slack = max(SPARSE_NS, SPARSE_SHARE * rtt_ns)
+            self._small = bound_ns <= rtt_ns / 2 + slack
         self._left -= 1
         if self._left:
             self._due = now_ns + SPACING_NS

@@ -37,6 +37,8 @@ SPACED_NS = 10_000_000
 """but not one of requests that come closer than that: each of those shall see the path anew."""
 FLOW_S = 0.2
 """Over which it is measured how often."""
+BARE_SHARE = 0.8
+"""Of its wait, an exchange looks so long for a packet that has to be acknowledged anyway."""
 MAX_WAIT_S = 0.1
 """A clock frame that has not left by then says little: it is dropped."""
 RESTART_NS = 1_000_000_000
@@ -72,6 +74,7 @@ class ClockDriver:
         self._timer: asyncio.TimerHandle | None = None
         self._fires_at = 0.0
         self._rides_from = inf
+        self._bare = False  # the last exchange found nothing better than an acknowledgement
         self._due = False
         self._exchange = 0
         self._pending: dict[int, tuple[int, int]] = {}  # what t1 was written, when it left
@@ -165,25 +168,27 @@ class ClockDriver:
         """Stamp and queue what is due, or rides along, as the last thing of a turn."""
         if not (self._replies or self._due or now >= self._rides_from):
             return
-        leaving = self._leaving(now)
-        answers = self._replies and (leaving or now >= self._reply_at)
-        if not (answers or self._due or (leaving and now >= self._rides_from)):
+        laden = not self._connection.engine.idle
+        answers = self._replies and (laden or now >= self._reply_at)
+        rides = not self._due and now >= self._rides_from and (laden or self._may_ride_bare(now))
+        if not (answers or self._due or rides):
             return
         connection = self._connection
         send = connection.engine.send_datagram
         deadline = now + MAX_WAIT_S
         connection.on_sending = self._sending
         if answers:
-            self._caused += not leaving
+            self._caused += not laden
             for exchange, t1, t2 in self._replies:
                 self._replied, self._written = exchange, self.now_ns()
                 frame = encode_clock(CLOCK_REPLY, exchange, t1, t2, self._written)
                 send(frame[:2] + self._late.to_bytes(2, "big") + frame[4:], deadline)
                 self._late = 0
             self._replies.clear()
-        if self._schedule is None or not (self._due or now >= self._rides_from):
+        if self._schedule is None or not (self._due or rides):
             return
-        carried, self._due = leaving and not self._due, False
+        self._due = False
+        self._bare = rides and not laden
         self._exchange = exchange = (self._exchange + 1) & _MASK32
         t1 = self.now_ns()
         if send(encode_clock(CLOCK_REQUEST, exchange, t1), deadline):
@@ -193,14 +198,18 @@ class ClockDriver:
             self._unsent.append(exchange)
         sync = self.sync
         self._schedule.probe_sent(
-            t1, sync.error_bound_ns, sync.min_rtt_ns, sync.deviation_at, carried=carried
+            t1, sync.error_bound_ns, sync.usual_rtt_ns, sync.deviation_at, carried=rides
         )
         self._arm()
 
-    def _leaving(self, now: float) -> bool:
-        """Whether a packet leaves with this flush anyway."""
-        engine = self._connection.engine
-        return not engine.idle or ((at := engine.timer()) is not None and at <= now)
+    def _may_ride_bare(self, now: float) -> bool:
+        """Whether a mere acknowledgement leaves with this flush, and nothing better came. It will
+        have to be acknowledged then, which costs the other side a packet."""
+        wait = self._fires_at - self._rides_from
+        if not wait or (not self._bare and now < self._rides_from + BARE_SHARE * wait):
+            return False
+        at = self._connection.engine.timer()
+        return at is not None and at <= now
 
     def _plan_reply(self, received: int) -> None:
         """Decide how long an answer may wait for a packet that leaves anyway."""
