@@ -9,7 +9,20 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
-from players import BLOCK, FORMAT, LAN, RATE, SECOND, WIFI, Player, cast, pairwise, ramp, true_ns
+from players import (
+    BLOCK,
+    FORMAT,
+    JITTER,
+    LAN,
+    RATE,
+    SECOND,
+    WIFI,
+    Player,
+    cast,
+    pairwise,
+    ramp,
+    true_ns,
+)
 
 from echostream import (
     AudioFormat,
@@ -65,7 +78,9 @@ def between(start: float, stop: float) -> np.ndarray:
     return np.arange(start, stop, BLOCK * SECOND / RATE)
 
 
-@pytest.mark.parametrize(("path", "limit_us", "settled_us"), [(LAN, 100, 100), (WIFI, 1000, 500)])
+@pytest.mark.parametrize(
+    ("path", "limit_us", "settled_us"), [(LAN, 100, 100), (JITTER, 300, 100), (WIFI, 200, 100)]
+)
 @virtual
 async def test_eight_players_play_one_sample_at_once(path, limit_us, settled_us):
     players = cast(8)
