@@ -15,10 +15,10 @@ from echostream.plugin.base import ClientPlugin, ServerPlugin
 from echostream.plugin.installer import PluginInstaller, find_plugin
 from echostream.protocol.hello import Limits
 from echostream.rpc.authentication import Authenticator, Authorize, ClientCredentials
+from echostream.rpc.backoff import Reconnect
 from echostream.rpc.context import ClientContext
 from echostream.rpc.dispatch import Routes
 from echostream.rpc.interceptors import Interceptor, Outgoing, overriding
-from echostream.rpc.link import Reconnect
 from echostream.rpc.registry import Kind, Registry
 from echostream.rpc.retry import RetryPolicy
 from echostream.rpc.schema import DESCRIBE, describe

@@ -15,10 +15,11 @@ from echostream.discovery.service import Service
 from echostream.errors import ConfigurationError, ConnectionClosed, IdentityError
 from echostream.finding import find, find_all, find_one
 from echostream.rpc.authentication import introduce
+from echostream.rpc.backoff import Backoff, Reconnect
 from echostream.rpc.caller import Caller
 from echostream.rpc.context import ClientContext
 from echostream.rpc.hooks import run_hooks, run_hooks_while_open
-from echostream.rpc.link import SETTLED_S, Backoff, Link, LinkStatistics, Reconnect, is_final
+from echostream.rpc.link import SETTLED_S, Link, LinkStatistics, is_final
 from echostream.rpc.peer import Peer
 from echostream.rpc.session import SessionStatistics, peer_statistics
 from echostream.transport.addresses import resolve

@@ -222,14 +222,11 @@ def idle(session: Any) -> bool:
         or peer.protocol.flows
         or peer.senders
         or peer.receivers
-        or peer._call_waiters
-        or peer._event_waiters
-        or peer._slot_waiters
-        or peer._stream_waiters
+        or peer.room.wanted
         or dispatcher.tasks
-        or dispatcher._waiting
-        or dispatcher._timers
-        or dispatcher._silenced
-        or dispatcher._queues
+        or dispatcher.handlers._waiting
+        or dispatcher.handlers._timers
+        or dispatcher.handlers._silenced
+        or dispatcher.listeners._queues
         or not peer.outbox.idle
     )

@@ -36,7 +36,7 @@ def test_events_that_arrived_before_the_client_left_are_handled() -> None:
         async with connected_pair(server) as (_, client):
             for value in range(5):
                 await client.emit("number", value)
-            await client._peer.wait_event_room()
+            await client._peer.room.wait_event()
             await asyncio.sleep(0.05)
             client._peer.close(Close.OK)
             await asyncio.sleep(2)

@@ -15,55 +15,19 @@ from echostream.codes import Reset, Status
 from echostream.errors import InvalidPayload, ProtocolError
 from echostream.protocol import events as ev
 from echostream.protocol import frames
-from echostream.protocol import payload as payloads
-from echostream.protocol.assembly import Account, Progress
+from echostream.protocol.arrivals import Arrivals
+from echostream.protocol.assembly import Account
 from echostream.protocol.carrier import Carrier
 from echostream.protocol.frames import FrameParser
 from echostream.protocol.hello import MAX_HELLO, Hello, Limits
+from echostream.protocol.incoming import Incoming
 from echostream.protocol.ordering import EventOrder
 
 __all__ = ["Inbox"]
 
 FIELDS_ALLOWANCE = 32 * 1024
-_SHAPE = frames.END | frames.NUMBER
-"""Of a REQUEST: END alone is a unary call."""
 DATAGRAM_BACKLOG = 2048
 """Events that wait to be taken above which DATAGRAMs are dropped: they have no flow control."""
-
-
-class _Incoming:
-    """One QUIC stream of the peer."""
-
-    __slots__ = (
-        "alias",
-        "call",
-        "ended",
-        "fin",
-        "held",
-        "items",
-        "lent",
-        "owed",
-        "parser",
-        "paused",
-        "progress",
-        "queued",
-        "stream_id",
-    )
-
-    def __init__(self, stream_id: int, max_length: int, stall: float) -> None:
-        self.stream_id = stream_id
-        self.parser = FrameParser(max_length)
-        self.alias = -1
-        self.call = -1
-        self.items = 0
-        self.progress = Progress(stall)
-        self.held = 0
-        self.owed = 0
-        self.lent = 0
-        self.fin = False
-        self.ended = False
-        self.paused = False
-        self.queued = False
 
 
 class Inbox:
@@ -81,13 +45,13 @@ class Inbox:
         self._refuse = refuse
         self._control_id = 3 if carrier.is_client else 2
         self._peer_parity = 1 if carrier.is_client else 0
-        self._incoming: dict[int, _Incoming] = {}
-        self._ready: deque[_Incoming] = deque()
+        self._incoming: dict[int, Incoming] = {}
+        self._ready: deque[Incoming] = deque()
         self._events: deque[ev.ProtocolEvent] = deque()
         self._datagrams = FrameParser(64 * 1024)
         self._stall = limits.stall
         self._account = Account(limits.assembly, total)
-        self._unfinished: dict[int, _Incoming] = {}
+        self._unfinished: dict[int, Incoming] = {}
         self._order = EventOrder()
         self._deferred: list[tuple[ev.EventReceived, int, bool]] | None = None
         self._greeted = False
@@ -99,25 +63,26 @@ class Inbox:
         self.repeated_events = 0
         self.bad_datagrams = 0
         self.overrun_datagrams = 0
-        self._on: dict[int, Callable[[FrameParser, _Incoming], ev.ProtocolEvent | None]] = {
+        self._arrivals = arrivals = Arrivals(is_client=carrier.is_client)
+        self._on: dict[int, Callable[[FrameParser, Incoming], ev.ProtocolEvent | None]] = {
             frames.HELLO: self._on_hello,
-            frames.GOAWAY: self._on_goaway,
-            frames.RESUME: self._on_resume,
-            frames.WELCOME: self._on_welcome,
-            frames.REQUEST: self._on_request,
-            frames.RESPONSE: self._on_response,
-            frames.ERROR: self._on_error,
-            frames.CANCEL: self._on_cancel,
-            frames.ITEM: self._on_item,
-            frames.CREDIT: self._on_credit,
+            frames.GOAWAY: arrivals.goaway,
+            frames.RESUME: arrivals.resume,
+            frames.WELCOME: arrivals.welcome,
+            frames.REQUEST: arrivals.request,
+            frames.RESPONSE: arrivals.response,
+            frames.ERROR: arrivals.error,
+            frames.CANCEL: arrivals.cancel,
+            frames.ITEM: arrivals.item,
+            frames.CREDIT: arrivals.credit,
             frames.EVENT: self._on_event,
-            frames.EVENT_ACK: self._on_event_ack,
-            frames.STREAM_OPEN: self._on_stream_open,
-            frames.STREAM_ACCEPT: self._on_stream_accept,
-            frames.STREAM_END: self._on_stream_end,
-            frames.STREAM_ABORT: self._on_stream_abort,
-            frames.STREAM_FLUSH: self._on_stream_flush,
-            frames.MEDIA: self._on_media,
+            frames.EVENT_ACK: arrivals.event_ack,
+            frames.STREAM_OPEN: arrivals.stream_open,
+            frames.STREAM_ACCEPT: arrivals.stream_accept,
+            frames.STREAM_END: arrivals.stream_end,
+            frames.STREAM_ABORT: arrivals.stream_abort,
+            frames.STREAM_FLUSH: arrivals.stream_flush,
+            frames.MEDIA: arrivals.media,
         }
 
     @property
@@ -166,7 +131,7 @@ class Inbox:
         """In-order bytes of a QUIC stream."""
         incoming = self._incoming.get(stream_id)
         if incoming is None:
-            incoming = self._incoming[stream_id] = _Incoming(
+            incoming = self._incoming[stream_id] = Incoming(
                 stream_id,
                 MAX_HELLO if stream_id == self._control_id else self._max_length,
                 self._stall,
@@ -216,7 +181,7 @@ class Inbox:
         if not self._greeted:
             return
         if parser.type == frames.MEDIA:
-            self._events.append(self._media(parser, -1))
+            self._events.append(self._arrivals.packet(parser, -1))
         elif parser.type == frames.EVENT and parser.name and parser.id == 0:
             self._events.append(
                 ev.EventReceived(0, parser.name, parser.payload_bytes(), parser.metadata, -1)
@@ -257,7 +222,7 @@ class Inbox:
 
     def expect(self, stream_id: int, call_id: int) -> None:
         """A bidirectional stream of ours will bring the answer to a streaming call."""
-        incoming = _Incoming(stream_id, self._max_length, self._stall)
+        incoming = Incoming(stream_id, self._max_length, self._stall)
         incoming.call = call_id
         self._incoming[stream_id] = incoming
 
@@ -282,7 +247,7 @@ class Inbox:
                 return event
         return self._events.popleft() if self._events else None
 
-    def _take(self, incoming: _Incoming) -> ev.ProtocolEvent | None:
+    def _take(self, incoming: Incoming) -> ev.ProtocolEvent | None:
         """One event of this stream, or ``None`` after it was put aside."""
         parser = incoming.parser
         if not self._greeted and incoming.stream_id != self._control_id:
@@ -320,14 +285,14 @@ class Inbox:
             incoming.lent = incoming.owed
         return None
 
-    def _drop(self, incoming: _Incoming) -> None:
+    def _drop(self, incoming: Incoming) -> None:
         """Nothing more is taken out of this stream; what it holds is let go."""
         incoming.ended = True
         incoming.parser = FrameParser(0)
         self._hold(incoming, 0)
         self._give_credit(incoming)
 
-    def _hold(self, incoming: _Incoming, held: int) -> bool:
+    def _hold(self, incoming: Incoming, held: int) -> bool:
         """Count what is held of an unfinished message; ``False`` when that is too much."""
         more = held - incoming.held
         within = self._account.change(more) or more <= 0
@@ -338,7 +303,7 @@ class Inbox:
             incoming.progress.restart()
         return within
 
-    def _refuse_rest(self, incoming: _Incoming, code: Reset) -> None:
+    def _refuse_rest(self, incoming: Incoming, code: Reset) -> None:
         """Give a stream up in the middle of a message."""
         if incoming.stream_id == self._control_id:
             self._fail("the control stream stalled inside a frame")
@@ -352,7 +317,7 @@ class Inbox:
         elif incoming.call >= 0:
             self._events.append(ev.ItemRefused(incoming.call, "an item did not come to its end"))
 
-    def _exhausted(self, incoming: _Incoming) -> None:
+    def _exhausted(self, incoming: Incoming) -> None:
         self._ready.popleft()
         incoming.queued = False
         self._give_credit(incoming)
@@ -375,7 +340,7 @@ class Inbox:
             )
         self._stream_over(incoming, -1)
 
-    def _stream_over(self, incoming: _Incoming, code: int) -> None:
+    def _stream_over(self, incoming: Incoming, code: int) -> None:
         if incoming.call >= 0:
             self._events.append(ev.CallStreamEnded(incoming.call, code))
         else:
@@ -387,7 +352,7 @@ class Inbox:
         if stream_id & 3 == self._peer_parity:
             self._carrier.send_stream(stream_id, b"", True)
 
-    def _give_credit(self, incoming: _Incoming) -> None:
+    def _give_credit(self, incoming: Incoming) -> None:
         if incoming.owed:
             self._carrier.consume(incoming.stream_id, incoming.owed)
             incoming.lent = 0
@@ -398,9 +363,9 @@ class Inbox:
             self._failed = True
             self._events.append(ev.ProtocolViolation(message))
 
-    # One method per frame type: check, and turn into an event.
+    # Frames that say something about this side.
 
-    def _on_hello(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
+    def _on_hello(self, p: FrameParser, incoming: Incoming) -> ev.ProtocolEvent:
         if incoming.stream_id != self._control_id or self._greeted:
             raise ProtocolError("HELLO must be the first frame on the control stream, once")
         event = ev.HelloReceived(Hello.decode(p.payload))
@@ -412,77 +377,7 @@ class Inbox:
                 self.resume(other.stream_id)
         return event
 
-    def _on_goaway(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
-        if incoming.stream_id != self._control_id:
-            raise ProtocolError("GOAWAY outside the control stream")
-        text = p.payload_bytes()[:256].decode("utf-8", "replace")
-        return ev.GoAwayReceived(p.id, max(p.number, 0), max(p.time_us, 0), text)
-
-    def _on_welcome(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
-        if incoming.stream_id != self._control_id or not self._carrier.is_client:
-            raise ProtocolError("WELCOME comes from a server, on its control stream")
-        return ev.WelcomeReceived()
-
-    def _on_request(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent | None:
-        if p.id & 1 != self._peer_parity:
-            raise ProtocolError(f"REQUEST with call id {p.id}, which is not the peer's to choose")
-        if not p.name:
-            raise ProtocolError(f"REQUEST {p.id} without a name")
-        if p.flags & _SHAPE != frames.END:
-            return self._on_open_call(p, incoming)
-        return ev.RequestReceived(
-            p.id,
-            p.name,
-            p.payload_bytes(),
-            p.metadata,
-            p.time_us,
-            p.priority,
-            bool(p.flags & frames.MARK),
-        )
-
-    def _on_open_call(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
-        if incoming.stream_id & 3 != self._peer_parity or incoming.call >= 0:
-            raise ProtocolError(f"streaming call {p.id} without a bidirectional stream of its own")
-        incoming.call = p.id
-        return ev.CallOpened(
-            p.id,
-            p.name or "",
-            p.payload_bytes(),
-            p.metadata,
-            p.time_us,
-            p.priority,
-            bool(p.flags & frames.MARK),
-            not p.flags & frames.END,
-            p.number,
-            incoming.stream_id,
-        )
-
-    def _on_item(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
-        if p.id != incoming.call:
-            raise ProtocolError(f"ITEM of call {p.id} on a stream that is not its own")
-        if p.number != incoming.items:
-            raise ProtocolError(f"ITEM {p.number} of call {p.id}, {incoming.items} was next")
-        incoming.items += 1
-        return ev.ItemReceived(p.id, p.payload_bytes(), bool(p.flags & frames.END))
-
-    def _on_credit(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
-        return ev.CreditReceived(p.id, max(p.number, 0))
-
-    def _on_response(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
-        return ev.ResponseReceived(p.id, p.payload_bytes(), p.metadata)
-
-    def _on_error(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
-        status = p.number if p.number > 0 else Status.UNKNOWN
-        stream = bool(p.flags & frames.MARK)
-        unserved = p.time_us >= 0 and not stream
-        return ev.ErrorReceived(
-            p.id, status, p.name or "", p.payload_bytes(), stream, unserved, p.metadata
-        )
-
-    def _on_cancel(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
-        return ev.CallCancelled(p.id)
-
-    def _on_event(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent | None:
+    def _on_event(self, p: FrameParser, incoming: Incoming) -> ev.ProtocolEvent | None:
         if not p.name or not p.id:
             raise ProtocolError("EVENT without a name or number on a stream")
         event = ev.EventReceived(
@@ -519,72 +414,7 @@ class Inbox:
         if event.ack:
             self._events.append(ev.EventSkipped(event.number, True, Status.UNAVAILABLE))
 
-    def _on_resume(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
-        if incoming.stream_id != self._control_id:
-            raise ProtocolError("RESUME outside the control stream")
-        ranges: list[int] = []
-        if p.payload:
-            ranges = payloads.decode(p.payload)
-            if not isinstance(ranges, list) or not all(type(n) is int and n > 0 for n in ranges):
-                raise ProtocolError("RESUME carries a list of event numbers")
-        return ev.ResumeReceived(p.id, ranges, max(p.number, 0), bool(p.flags & frames.MARK))
-
-    def _on_event_ack(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
-        return ev.EventAcknowledged(p.id, max(p.number, 0))
-
-    def _on_stream_open(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
-        if p.id & 1 != self._peer_parity:
-            raise ProtocolError(f"STREAM_OPEN with alias {p.id}, which is not the peer's to choose")
-        if not p.name:
-            raise ProtocolError(f"STREAM_OPEN {p.id} without a name")
-        realtime = bool(p.flags & frames.MARK)
-        if not realtime:
-            if incoming.alias >= 0:
-                raise ProtocolError("a second STREAM_OPEN on one QUIC stream")
-            incoming.alias = p.id
-        stream_id = -1 if realtime else incoming.stream_id
-        return ev.StreamOpened(p.id, p.name, p.payload_bytes(), p.metadata, realtime, stream_id)
-
-    def _on_stream_accept(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
-        return ev.StreamAccepted(p.id, p.payload_bytes())
-
-    def _on_stream_end(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
-        if incoming.alias >= 0:
-            if incoming.alias != p.id:
-                raise ProtocolError(f"STREAM_END for alias {p.id} on the stream of another")
-            incoming.alias = -1
-        return ev.StreamEnded(p.id, max(p.number, 0))
-
-    def _on_stream_abort(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
-        return ev.StreamAborted(p.id, max(p.number, 0), p.name or "")
-
-    def _on_stream_flush(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
-        if not 0 <= p.number <= 0xFFFF:
-            raise ProtocolError("STREAM_FLUSH without an epoch")
-        if p.flags & frames.MARK:
-            if incoming.alias >= 0:
-                raise ProtocolError("STREAM_FLUSH takes over the stream of another alias")
-            incoming.alias = p.id
-        return ev.StreamFlushed(p.id, p.number)
-
-    def _on_media(self, p: FrameParser, incoming: _Incoming) -> ev.ProtocolEvent:
-        if p.id != incoming.alias:
-            raise ProtocolError(f"media frame of alias {p.id} on a stream that did not open it")
-        return self._media(p, incoming.stream_id)
-
-    def _media(self, p: FrameParser, stream_id: int) -> ev.MediaReceived:
-        return ev.MediaReceived(
-            p.id,
-            p.epoch,
-            p.sequence_number,
-            p.timestamp,
-            p.capture_ts if p.has_capture_ts else None,
-            p.flags,
-            p.payload,
-            stream_id,
-        )
-
-    def _on_oversize(self, p: FrameParser, incoming: _Incoming) -> None:
+    def _on_oversize(self, p: FrameParser, incoming: Incoming) -> None:
         self.oversize += 1
         limit = f"message_size of {self._max_length - FIELDS_ALLOWANCE} bytes"
         if p.type == frames.REQUEST:

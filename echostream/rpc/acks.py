@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from copy import copy
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from echostream.codes import Status
 from echostream.errors import (
@@ -13,10 +13,14 @@ from echostream.errors import (
     DeadlineExceeded,
     EchoStreamError,
     ResourceExhausted,
+    RpcError,
     error_for,
 )
 from echostream.protocol import events as ev
+from echostream.protocol.outbox import QUEUE_HIGH
 from echostream.protocol.resumption import Entry
+from echostream.rpc.call import Metadata, encode_metadata
+from echostream.rpc.options import expiry
 
 if TYPE_CHECKING:
     from echostream.rpc.peer import Peer
@@ -98,19 +102,39 @@ class Acknowledgements:
         self._emitters = emitters
         self._outlived = True
 
+    async def emit(
+        self,
+        event: str,
+        payload: Any,
+        metadata: Metadata | None,
+        priority: int,
+        max_age: float | None,
+        timeout: float | None,
+    ) -> None:
+        """Emit and wait until the listener has run."""
+        peer = self._peer
+        data = peer.encode(payload)
+        extra = None if metadata is None else encode_metadata(metadata)
+        expires_at = expiry(peer, max_age)
+        if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH:
+            await peer.room.wait_event()
+        token = self.token()
+        own = -1 if priority == 3 else priority
+        try:
+            peer.protocol.emit(event, data, extra, own, expires_at, token)
+            peer.connection.wake()
+            await self._emitters.wait(token, event, timeout)
+        except RpcError as exc:
+            exc.method = exc.method or event
+            raise
+        finally:
+            self._emitters.forget(token)
+
     def token(self) -> int:
         """As :meth:`Emitters.token`. Raises ``ResourceExhausted`` where too many are missing."""
         if len(self._peer.outbox.acked) >= MAX_UNACKNOWLEDGED:
             raise ResourceExhausted(f"limit acks={MAX_UNACKNOWLEDGED} of events not acknowledged")
         return self._emitters.token()
-
-    async def wait(self, token: int, name: str, timeout: float | None) -> None:
-        """As :meth:`Emitters.wait`."""
-        await self._emitters.wait(token, name, timeout)
-
-    def forget(self, token: int) -> None:
-        """Nobody waits any more."""
-        self._emitters.forget(token)
 
     def received(self, event: ev.EventAcknowledged) -> None:
         """The other side answered."""

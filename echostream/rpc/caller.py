@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from echostream.errors import (
     ConfigurationError,
@@ -17,6 +17,7 @@ from echostream.errors import (
 )
 from echostream.protocol.outbox import QUEUE_HIGH
 from echostream.rpc.call import Metadata, _current, decode_metadata, encode_metadata
+from echostream.rpc.options import Delivery, check_once, check_options, checked_names, expiry
 from echostream.rpc.registry import check_name
 from echostream.rpc.scheduled import add_at
 from echostream.rpc.streamed import CallOptions, ResultStream, StreamedCall, request_with_items
@@ -31,9 +32,8 @@ if TYPE_CHECKING:
     from echostream.rpc.peer import Peer
     from echostream.rpc.sender import StreamBuilder
 
-__all__ = ["Bare", "Caller", "Delivery", "check_options", "wait_turn"]
+__all__ = ["Bare", "Caller"]
 
-Delivery = Literal["reliable", "realtime"]
 T = TypeVar("T")
 
 
@@ -152,8 +152,8 @@ class Caller:
                 return await attempt(method, payload, **named)
             return await self._outgoing.request(self, attempt, method, payload, named)
         peer = self._live_peer or self._peer
-        if method not in _checked:
-            _check_once(method, "request")
+        if method not in checked_names:
+            check_once(method, "request")
         if at is not None:
             metadata = add_at(metadata, at)
         if timeout is not None or max_age is not None or priority != 3:
@@ -168,15 +168,15 @@ class Caller:
                 raise
             options = CallOptions(timeout, metadata, priority, idempotent)
             decode = peer.decode if returns is None else peer.decoder(returns)
-            left = await wait_turn(peer, method, timeout, max_age)
+            left = await peer.room.wait_turn(method, timeout, max_age)
             return decode(
                 await request_with_items(peer, method, payload, options, left, response_metadata)
             )
         decode = peer.decode if returns is None else peer.decoder(returns)
         left = timeout
-        expires_at = _NEVER if max_age is None else _deadline(peer, max_age)
+        expires_at = expiry(peer, max_age)
         if peer.busy or peer.outbox.call_bytes > QUEUE_HIGH or len(peer.calls) >= peer.call_limit:
-            left = await wait_turn(peer, method, timeout, max_age)
+            left = await peer.room.wait_turn(method, timeout, max_age)
         loop = peer.loop
         call_id = peer.protocol.start_call(
             method,
@@ -275,7 +275,7 @@ class Caller:
             options = CallOptions(limit, extra, priority, idempotent)
             if link is None:
                 peer = self._peer
-                left = await wait_turn(peer, method, limit, None)
+                left = await peer.room.wait_turn(method, limit, None)
             else:
                 peer, left = await link.turn(method, limit)
             return StreamedCall(peer, method, argument, options, left, receives=True)
@@ -332,8 +332,8 @@ class Caller:
                 await self._outgoing.emit(self, attempt, event, payload, named)
             return
         peer = self._live_peer or self._peer
-        if event not in _checked:
-            _check_once(event, "emit")
+        if event not in checked_names:
+            check_once(event, "emit")
         if at is not None:
             metadata = add_at(metadata, at)
         serving = _current.get()
@@ -344,13 +344,13 @@ class Caller:
         if ack or timeout is not None:
             if delivery != "reliable" or not ack:
                 raise ConfigurationError("timeout goes with ack=True, and that is reliable")
-            await _emit_acknowledged(peer, event, payload, metadata, priority, max_age, timeout)
+            await peer.acks.emit(event, payload, metadata, priority, max_age, timeout)
             return
         data = peer.encode(payload)
         extra = None if metadata is None else encode_metadata(metadata)
-        expires_at = _deadline(peer, max_age)
+        expires_at = expiry(peer, max_age)
         if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH:
-            await peer.wait_event_room()
+            await peer.room.wait_event()
         if delivery == "realtime":
             peer.protocol.emit_datagram(event, data, extra, None if max_age is None else expires_at)
         else:
@@ -430,23 +430,11 @@ class Caller:
         if peer is None or peer.busy or peer.outbox.event_bytes > QUEUE_HIGH:
             return False
         try:
-            peer.protocol.emit(event, data, metadata, priority, _deadline(peer, max_age))
+            peer.protocol.emit(event, data, metadata, priority, expiry(peer, max_age))
         except ResourceExhausted:
             return False
         peer.connection.wake()
         return True
-
-
-_NEVER = float("inf")
-_checked: set[str] = set()
-"""Names that were found right: the check costs more than the look here."""
-MAX_CHECKED = 4096
-
-
-def _check_once(name: str, what: str) -> None:
-    check_name(name, what)
-    if len(_checked) < MAX_CHECKED:
-        _checked.add(name)
 
 
 class Bare(Caller):
@@ -454,70 +442,6 @@ class Bare(Caller):
 
     def __init__(self, peer: Peer) -> None:
         self._live_peer = peer
-
-
-def check_options(
-    *,
-    timeout: float | None = None,
-    max_age: float | None = None,
-    priority: int = 3,
-    delivery: str = "reliable",
-) -> None:
-    """Raise ``ConfigurationError`` for an option that cannot work."""
-    for name, value in (("timeout", timeout), ("max_age", max_age)):
-        if value is None:
-            continue
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 86_400:
-            raise ConfigurationError(f"{name}={value!r} must be seconds, above 0 and up to 86400")
-    if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority <= 7:
-        raise ConfigurationError(f"priority={priority!r} must be 0 (most urgent) to 7")
-    if delivery not in ("reliable", "realtime"):
-        raise ConfigurationError(f"delivery={delivery!r} must be 'reliable' or 'realtime'")
-
-
-def _deadline(peer: Peer, max_age: float | None) -> float:
-    return _NEVER if max_age is None else peer.connection.clock() + max_age
-
-
-async def _emit_acknowledged(
-    peer: Peer,
-    event: str,
-    payload: Any,
-    metadata: Metadata | None,
-    priority: int,
-    max_age: float | None,
-    timeout: float | None,
-) -> None:
-    """Emit and wait until the listener has run."""
-    data = peer.encode(payload)
-    extra = None if metadata is None else encode_metadata(metadata)
-    expires_at = _deadline(peer, max_age)
-    if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH:
-        await peer.wait_event_room()
-    token = peer.acks.token()
-    try:
-        peer.protocol.emit(event, data, extra, -1 if priority == 3 else priority, expires_at, token)
-        peer.connection.wake()
-        await peer.acks.wait(token, event, timeout)
-    except RpcError as exc:
-        exc.method = exc.method or event
-        raise
-    finally:
-        peer.acks.forget(token)
-
-
-async def wait_turn(
-    peer: Peer, method: str, timeout: float | None, max_age: float | None
-) -> float | None:
-    """Wait until a call may leave; returns what is left of ``timeout``."""
-    started = peer.connection.clock()
-    limits = [limit for limit in (timeout, max_age) if limit is not None]
-    try:
-        await peer.wait_call_slot(min(limits, default=None))
-    except RpcError as exc:
-        exc.method = method
-        raise
-    return None if timeout is None else max(timeout - (peer.connection.clock() - started), 0.0)
 
 
 def _expire(future: asyncio.Future[bytes], timeout: float) -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from echostream.protocol import payload as payloads
 from echostream.rpc.call import Metadata, encode_metadata
-from echostream.rpc.caller import Caller, check_options
+from echostream.rpc.caller import Caller
 from echostream.rpc.group import Group, group_of
+from echostream.rpc.options import check_options
 from echostream.rpc.registry import check_name
 from echostream.rpc.scheduled import add_at
 

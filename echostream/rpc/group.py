@@ -16,7 +16,7 @@ from echostream.codes import Close
 from echostream.errors import ConfigurationError, ConnectionClosed, ResourceExhausted
 from echostream.protocol import payload as payloads
 from echostream.rpc.call import Metadata, encode_metadata
-from echostream.rpc.caller import check_options
+from echostream.rpc.options import check_options
 from echostream.rpc.registry import check_name
 from echostream.rpc.scheduled import add_at
 
@@ -264,7 +264,7 @@ class Group:
         peer = member.session._peer
         try:
             while member.queue:
-                await peer.wait_event_room(self.options.backlog)
+                await peer.room.wait_event(self.options.backlog)
                 if member.queue:
                     member.send(member.queue.popleft())
                     self._sent += 1
@@ -275,7 +275,7 @@ class Group:
 
     async def _wait_for(self, member: _Member, event: _Event) -> bool:
         try:
-            await member.session._peer.wait_event_room(self.options.backlog)
+            await member.session._peer.room.wait_event(self.options.backlog)
             sent = member.session.id in self._members and member.send(event)
         except (ConnectionClosed, ResourceExhausted):
             return False

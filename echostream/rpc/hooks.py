@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
-from echostream.rpc.dispatch import LISTENER_GRACE_S
+from echostream.rpc.listeners import LISTENER_GRACE_S
 
 if TYPE_CHECKING:
     from echostream.rpc.peer import Peer

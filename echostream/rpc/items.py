@@ -73,7 +73,7 @@ class ItemEnds:
                 finally:
                     self._writer = None
             elif engine.buffered(flow.stream_id) > SEND_HIGH:
-                await peer.wait_stream(flow.stream_id, SEND_LOW)
+                await peer.room.wait_stream(flow.stream_id, SEND_LOW)
             else:
                 peer.protocol.send_item(flow, data)
                 peer.connection.wake()

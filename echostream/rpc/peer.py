@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any
@@ -15,24 +14,23 @@ from typing import TYPE_CHECKING, Any
 from echostream.codes import Close, Reset, Status
 from echostream.errors import (
     ConnectionClosed,
-    DeadlineExceeded,
-    InvalidPayload,
     Unavailable,
-    error_for,
 )
 from echostream.protocol import events as ev
 from echostream.protocol import payload as payloads
 from echostream.protocol.assembly import Account
 from echostream.protocol.frames import CLOCK
 from echostream.protocol.hello import Limits
-from echostream.protocol.outbox import QUEUE_HIGH, QUEUE_LOW
+from echostream.protocol.outbox import QUEUE_HIGH
 from echostream.protocol.session import ProtocolSession, clip
 from echostream.rpc.acks import Acknowledgements
-from echostream.rpc.call import decode_metadata
+from echostream.rpc.answers import Answers
 from echostream.rpc.clock import ClockDriver
 from echostream.rpc.dispatch import Dispatcher, Routes
 from echostream.rpc.event_session import EventSession
+from echostream.rpc.room import Room
 from echostream.rpc.serving import FlowEvents
+from echostream.rpc.stream_events import StreamEvents
 from echostream.transport import engine as en
 from echostream.transport.connection import Connection, closed_error
 from echostream.transport.quic.budget import Budget
@@ -83,18 +81,20 @@ class Peer:
         """Where the metadata of an answer goes, by call: for those who ask for it."""
         self.pumps: set[asyncio.Task[None]] = set()
         """Tasks that send the arguments of streaming calls."""
+        self.answers = Answers(self)
         self._flows = FlowEvents(self)
         self.acks = Acknowledgements(self)
         self.senders: dict[int, StreamSender] = {}
         self.receivers: dict[int, StreamReceiver] = {}
+        self._streams = StreamEvents(self)
         self.busy = False
         """Whether a call or event has to look at more than the limits: the end, or GOAWAY."""
         self.outbox = self.protocol.outbox
+        self.room = Room(self)
         self.call_limit = self.protocol.peer.limits.calls
         self._depth = self._items = 0
         self._take_limits(self.protocol.peer.limits)
         self.decode = self.decoder(Any)
-        self.late_answers = 0
         self.dispatcher = Dispatcher(self, routes, context, limits.calls)
         self.events = EventSession(self)
         self._ended: ConnectionClosed | None = None
@@ -111,11 +111,6 @@ class Peer:
         self.grants: frozenset[str] = frozenset()
         """What the peer may do, of that which some handlers require."""
         self._closed: asyncio.Future[None] = self.loop.create_future()
-        self._call_waiters: deque[asyncio.Future[None]] = deque()
-        self._event_waiters: deque[asyncio.Future[None]] = deque()
-        self._drain_waiters: deque[asyncio.Future[None]] = deque()
-        self._slot_waiters: deque[asyncio.Future[None]] = deque()
-        self._stream_waiters: dict[int, list[tuple[int, asyncio.Future[None]]]] = {}
         self._pumping = False
         self._pumped = 0
         self._turn_events: float = TURN_EVENTS
@@ -123,27 +118,28 @@ class Peer:
         self._strays = Budget(STRAY_BURST, STRAY_RATE)
         self._progress_timer: asyncio.TimerHandle | None = None
         self._hello_timer = self.loop.call_later(HELLO_TIMEOUT_S, self._no_hello)
+        handlers, listeners = self.dispatcher.handlers, self.dispatcher.listeners
         self._on: dict[type, Callable[[Any], None]] = {
             ev.HelloReceived: self._on_hello,
-            ev.RequestReceived: self.dispatcher.request,
-            ev.ResponseReceived: self._on_response,
-            ev.ErrorReceived: self._on_error,
-            ev.CallCancelled: self.dispatcher.cancel,
+            ev.RequestReceived: handlers.request,
+            ev.ResponseReceived: self.answers.response,
+            ev.ErrorReceived: self.answers.error,
+            ev.CallCancelled: handlers.cancel,
             ev.CallOpened: self._flows.opened,
             ev.ItemReceived: self._flows.item,
             ev.ItemRefused: self._flows.refused,
             ev.CreditReceived: self._flows.credit,
             ev.CallStreamEnded: self._flows.stream_ended,
-            ev.EventReceived: self.dispatcher.event,
-            ev.EventSkipped: self.dispatcher.event_skipped,
+            ev.EventReceived: listeners.receive,
+            ev.EventSkipped: listeners.skipped,
             ev.EventAcknowledged: self.acks.received,
             ev.ResumeReceived: lambda event: self.events.received(event),
-            ev.StreamOpened: self.dispatcher.stream_opened,
-            ev.StreamAccepted: self._on_stream_accepted,
-            ev.StreamEnded: self._on_stream_ended,
-            ev.StreamAborted: self._on_stream_aborted,
-            ev.StreamFlushed: self._on_stream_flushed,
-            ev.MediaReceived: self._on_media,
+            ev.StreamOpened: self.dispatcher.stream_handlers.opened,
+            ev.StreamAccepted: self._streams.accepted,
+            ev.StreamEnded: self._streams.ended,
+            ev.StreamAborted: self._streams.aborted,
+            ev.StreamFlushed: self._streams.flushed,
+            ev.MediaReceived: self._streams.media,
             ev.ClockReceived: lambda event: self.clock.receive(event.frame),
             ev.GoAwayReceived: self._on_go_away,
             ev.WelcomeReceived: self._on_welcome,
@@ -220,8 +216,7 @@ class Peer:
             async with asyncio.timeout(timeout):
                 await self.dispatcher.wait_idle()
                 self.events.acknowledge()
-                while not self.outbox.idle or self.connection.engine.buffered_total:
-                    await self._wait(self._drain_waiters)
+                await self.room.wait_drained()
         except (TimeoutError, ConnectionClosed):
             pass
 
@@ -266,25 +261,17 @@ class Peer:
         if not outbox.idle:
             outbox.fit(self.connection.engine.info().congestion_window)
         if outbox.expired_calls:
-            self._fail_expired()
-        if self._stream_waiters:
-            self._release_stream_waiters()
-        if self._call_waiters and outbox.call_bytes <= QUEUE_LOW:
-            _release(self._call_waiters)
-        if self._event_waiters and outbox.event_bytes <= QUEUE_LOW:
-            _release(self._event_waiters)
+            self.answers.fail_expired()
         if outbox.expired_acks:
             self.acks.fail_expired()
-        if self._drain_waiters:
-            _release(self._drain_waiters)
+        if not self.room.idle:
+            self.room.release()
         self.clock.before_flush(now)  # last: the stamps are those of the wire
 
     @property
     def idle(self) -> bool:
         """Whether nothing is queued, and nobody waits for space."""
-        return self.outbox.idle and not (
-            self._stream_waiters or self._call_waiters or self._event_waiters or self._drain_waiters
-        )
+        return self.outbox.idle and self.room.idle
 
     def pump(self) -> None:
         """Take out and dispatch what the inbox has; a flood continues on the loop's next turn."""
@@ -331,77 +318,6 @@ class Peer:
         self.pump()
         self.connection.wake()
 
-    # Waiting.
-
-    async def wait_call_slot(self, timeout: float | None) -> None:
-        """Wait until the peer takes one more call and there is room to queue it."""
-        try:
-            async with asyncio.timeout(timeout):
-                await self.wait_call_room()
-                while len(self.calls) >= self.call_limit:
-                    await self._wait(self._slot_waiters)
-                    await self.wait_call_room()
-        except TimeoutError:
-            self._release_slot()
-            raise DeadlineExceeded(
-                f"not sent within {timeout} s: the peer does not read, or its limit calls="
-                f"{self.call_limit} is used up"
-            ) from None
-        except BaseException:
-            self._release_slot()  # it may have been this waiter's turn
-            raise
-        if self._going_away:
-            self._release_slot()
-            raise self._leaving()
-
-    async def wait_call_room(self) -> None:
-        self.check_open()
-        while self.outbox.call_bytes > QUEUE_HIGH:
-            await self._wait(self._call_waiters)
-
-    async def wait_event_room(self, most: int = QUEUE_HIGH) -> None:
-        """Wait until at most ``most`` bytes of events are queued."""
-        self.check_open()
-        while self.outbox.event_bytes > most:
-            await self._wait(self._event_waiters)
-        if self._going_away and self.events.leaves_behind:
-            raise self._leaving()
-
-    async def wait_stream(self, stream_id: int, low: int) -> None:
-        """Wait until at most ``low`` bytes of a QUIC stream of ours are unacknowledged."""
-        self.check_open()
-        future: asyncio.Future[None] = self.loop.create_future()
-        self._stream_waiters.setdefault(stream_id, []).append((low, future))
-        await future
-
-    async def _wait(self, waiters: deque[asyncio.Future[None]]) -> None:
-        self.check_open()
-        future: asyncio.Future[None] = self.loop.create_future()
-        waiters.append(future)
-        try:
-            await future
-        except BaseException:
-            if future in waiters:
-                waiters.remove(future)
-            raise
-
-    def _release_stream_waiters(self) -> None:
-        buffered = self.connection.engine.buffered
-        for stream_id in list(self._stream_waiters):
-            level = buffered(stream_id)
-            left = []
-            for low, future in self._stream_waiters[stream_id]:
-                if future.done():
-                    continue
-                if level <= low:
-                    future.set_result(None)
-                else:
-                    left.append((low, future))
-            if left:
-                self._stream_waiters[stream_id] = left
-            else:
-                del self._stream_waiters[stream_id]
-
     def check_open(self) -> None:
         """Raise why the connection ended, if it has."""
         if self._ended is not None:
@@ -409,8 +325,7 @@ class Peer:
             error.unserved = True
             raise error
 
-    # Calls of ours. One is in ``calls`` until it is answered, so that the peer's limit is kept;
-    # one that was cancelled has no future any more.
+    # Calls of ours.
 
     def cancel_call(self, call_id: int) -> None:
         """The caller waits no more."""
@@ -419,76 +334,10 @@ class Peer:
             self.protocol.cancel_call(call_id)
             self.connection.wake()
 
-    def _answered(self, call_id: int) -> asyncio.Future[bytes] | None:
-        """The future that an answer is for, if somebody waits for it."""
-        if call_id not in self.calls:
-            self.late_answers += 1
-            self.stray()
-            return None
-        future = self.calls.pop(call_id)
-        if self.protocol.flows:
-            self.protocol.close_flow(call_id)
-        if self._slot_waiters:
-            self._release_slot()
-        return None if future is None or future.done() else future
-
-    def _release_slot(self) -> None:
-        """Let the next go on who waits for a call's slot; who was cancelled meanwhile does not."""
-        while self._slot_waiters and len(self.calls) < self.call_limit:
-            waiter = self._slot_waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
-
-    def _on_response(self, event: ev.ResponseReceived) -> None:
-        future = self._answered(event.call_id)
-        if event.metadata is not None and event.call_id in self.trailers:
-            self.trailers[event.call_id].append(event.metadata)
-        if future is not None:
-            future.set_result(event.payload)
-
-    def fail_own_call(self, call_id: int, status: Status, message: str) -> None:
-        """A call of ours ends without an answer of its handler."""
-        future = self._answered(call_id)
-        if future is not None:
-            future.set_exception(error_for(status, message))
-
-    def _on_error(self, event: ev.ErrorReceived) -> None:
-        details = None
-        if event.details:
-            try:
-                details = self.decode(event.details)
-            except InvalidPayload:
-                logger.debug("details of an error from %s cannot be read", self.peer_addr)
-        error = error_for(event.status, event.message, details=details)
-        if event.metadata is not None:
-            try:
-                error.metadata = decode_metadata(event.metadata)
-            except InvalidPayload:
-                logger.debug("metadata of an error from %s cannot be read", self.peer_addr)
-        if event.unserved:
-            error.unserved = True
-            self._take_leave(event.message)
-        if event.stream:
-            sender = self.senders.get(event.id)
-            if sender is not None:
-                sender.refused(error)
-            return
-        future = self._answered(event.id)
-        if future is not None:
-            future.set_exception(error)
-
     def drop_expired(self) -> None:
         """Calls with ``max_age`` that could not leave in time end now."""
         self.outbox.drop_expired(self.connection.clock())
-        self._fail_expired()
-
-    def _fail_expired(self) -> None:
-        expired, self.outbox.expired_calls = self.outbox.expired_calls, []
-        for call_id in expired:
-            future = self._answered(call_id)
-            if future is not None:
-                future.set_exception(DeadlineExceeded("older than max_age before it could leave"))
+        self.answers.fail_expired()
 
     # Session.
 
@@ -506,25 +355,21 @@ class Peer:
         self._depth, self._items = limits.nesting, limits.items
 
     def _on_go_away(self, event: ev.GoAwayReceived) -> None:
-        self._take_leave(event.message)
-        for call_id, future in self.calls.items():
-            if call_id >= event.first_unserved and future is not None:
-                self.calls[call_id] = None  # its answer is still to come
-                if not future.done():
-                    future.set_exception(self._leaving())
+        self.take_leave(event.message)
+        self.answers.refuse_from(event.first_unserved)
 
-    def _take_leave(self, message: str) -> None:
+    def take_leave(self, message: str) -> None:
+        """The peer takes no new calls."""
         self._going_away = self._going_away or message or "going away"
         self.busy = True
-        for waiter in self._slot_waiters:
-            if not waiter.done():
-                waiter.set_exception(self._leaving())
+        self.room.refuse_slots()
         self.events.leave()
         if self.on_leaving is not None:
             on_leaving, self.on_leaving = self.on_leaving, None
             on_leaving()
 
-    def _leaving(self) -> Unavailable:
+    def leaving_error(self) -> Unavailable:
+        """What a call ends with that the peer did not take."""
         error = Unavailable(f"the peer takes no new calls: {self._going_away}")
         error.unserved = True
         return error
@@ -533,48 +378,6 @@ class Peer:
         """The peer broke the protocol: the connection ends."""
         logger.warning("peer %s broke the protocol: %.256r", self.peer_addr, message)
         self.close(Close.PROTOCOL_ERROR, message)
-
-    # Streams.
-
-    def _on_stream_accepted(self, event: ev.StreamAccepted) -> None:
-        sender = self.senders.get(event.alias)
-        if sender is not None:
-            sender.accepted(event.options)
-        else:
-            self.stray()
-
-    def _on_media(self, event: ev.MediaReceived) -> None:
-        receiver = self.receivers.get(event.alias)
-        if receiver is not None and receiver.realtime == (event.stream_id < 0):
-            receiver.deliver(event)
-        else:
-            self.dispatcher.unclaimed_packets += 1
-
-    def _on_stream_ended(self, event: ev.StreamEnded) -> None:
-        receiver = self.receivers.get(event.alias)
-        if receiver is not None:
-            receiver.ended(event.packets)
-        else:
-            self.stray()
-
-    def _on_stream_aborted(self, event: ev.StreamAborted) -> None:
-        receiver = self.receivers.get(event.alias)
-        if receiver is not None:
-            receiver.aborted(event.code, event.message)
-        else:
-            self.dispatcher.stream_given_up(event.alias)
-        sender = self.senders.get(event.alias)
-        if sender is not None:
-            sender.stopped(event.code, event.message)
-        elif receiver is None:
-            self.stray()
-
-    def _on_stream_flushed(self, event: ev.StreamFlushed) -> None:
-        receiver = self.receivers.get(event.alias)
-        if receiver is not None:
-            receiver.flushed(event.epoch)
-        else:
-            self.stray()
 
     def _on_stop_sending(self, event: en.StopSending) -> None:
         lane = self.outbox.is_lane(event.stream_id)
@@ -585,11 +388,8 @@ class Peer:
             self.violation(f"{what} was stopped: {why}")
             return
         self.connection.engine.reset_stream(event.stream_id, event.code)
-        if self._flows.stopped(event.stream_id):
-            return
-        for sender in list(self.senders.values()):
-            if sender.stream_id == event.stream_id:
-                sender.stopped(event.code, "")
+        if not self._flows.stopped(event.stream_id):
+            self._streams.stopped(event.stream_id, event.code)
 
     # The end.
 
@@ -609,30 +409,11 @@ class Peer:
         self.clock.stop(copy(error))
         self.busy = True
         self.events.connection_lost()
-        unsent = set(self.outbox.unsent_calls)
-        for call_id, future in self.calls.items():
-            if future is not None and not future.done():
-                lost = copy(error)  # each gets a traceback of its own
-                lost.unserved = call_id in unsent
-                future.set_exception(lost)
-        waiters: list[asyncio.Future[Any]] = [
-            *self._call_waiters,
-            *self._event_waiters,
-            *self._drain_waiters,
-            *self._slot_waiters,
-            *(future for entries in self._stream_waiters.values() for _, future in entries),
-        ]
-        for waiter in waiters:
-            if not waiter.done():
-                lost = copy(error)
-                lost.unserved = True
-                waiter.set_exception(lost)
-        self.calls.clear()
-        self.trailers.clear()
+        self.answers.connection_lost(error)
+        self.room.connection_lost(error)
         self._flows.connection_lost()
         self.acks.connection_lost(error)
         self.outbox.clear()
-        self._stream_waiters.clear()
         for sender in list(self.senders.values()):
             sender.connection_lost(copy(error))
         for receiver in list(self.receivers.values()):
@@ -658,13 +439,6 @@ class Peer:
         unread = QUEUE_HIGH + self.protocol.limits.message_size + UNREAD_LIMIT
         if self.outbox.call_bytes > unread:
             self.close(Close.EXCESSIVE_LOAD, "the peer asks on and does not read the answers")
-
-
-def _release(waiters: deque[asyncio.Future[None]]) -> None:
-    while waiters:
-        waiter = waiters.popleft()
-        if not waiter.done():
-            waiter.set_result(None)
 
 
 def _retrieve(future: asyncio.Future[None]) -> None:

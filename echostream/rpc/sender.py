@@ -308,7 +308,7 @@ class StreamSender:
         if self.realtime:
             return
         while not self._done and self._peer.connection.engine.buffered(self.stream_id) > SEND_HIGH:
-            await self._peer.wait_stream(self.stream_id, SEND_LOW)
+            await self._peer.room.wait_stream(self.stream_id, SEND_LOW)
             self._check()
 
     def _samples(

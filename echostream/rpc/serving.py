@@ -78,7 +78,7 @@ class FlowEvents:
             peer.violation(f"call id {event.call_id} is in use")
             return
         peer.protocol.take_call(event)
-        peer.dispatcher.request(event)
+        peer.dispatcher.handlers.request(event)
 
     def item(self, event: ev.ItemReceived) -> None:
         """An argument or a result. What comes after the end of its call is dropped."""
@@ -99,10 +99,10 @@ class FlowEvents:
         """An item was too large."""
         peer = self._peer
         if event.call_id in peer.calls:
-            peer.fail_own_call(event.call_id, Status.RESOURCE_EXHAUSTED, event.message)
+            peer.answers.fail(event.call_id, Status.RESOURCE_EXHAUSTED, event.message)
         elif event.call_id in peer.protocol.flows:
             peer.refuse(event.call_id, Status.RESOURCE_EXHAUSTED, event.message)
-            peer.dispatcher.silence(event.call_id)
+            peer.dispatcher.handlers.silence(event.call_id)
 
     def credit(self, event: ev.CreditReceived) -> None:
         """The other side takes more items. For a call that is over, this is normal."""
@@ -121,11 +121,11 @@ class FlowEvents:
                 status, text = Status.RESOURCE_EXHAUSTED, "a limit of the other side was passed"
             else:
                 status, text = Status.CANCELLED, "the other side gave the call up"
-            peer.fail_own_call(call_id, status, text)
+            peer.answers.fail(call_id, status, text)
             return
         flow = peer.protocol.flows.get(call_id)
         if flow is not None and not flow.complete:
-            peer.dispatcher.cancel(ev.CallCancelled(call_id))
+            peer.dispatcher.handlers.cancel(ev.CallCancelled(call_id))
 
     def stopped(self, stream_id: int) -> bool:
         """STOP_SENDING came: whether it was about a streaming call."""

@@ -70,12 +70,13 @@ def peer_statistics(peer: Peer) -> SessionStatistics:
     """What a peer counts."""
     info = peer.connection.engine.info()
     dispatcher, inbox, outbox = peer.dispatcher, peer.protocol.inbox, peer.protocol.outbox
+    listeners = dispatcher.listeners
     return SessionStatistics(
         smoothed_rtt=info.smoothed_rtt,
         calls_pending=len(peer.calls),
-        calls_running=dispatcher.running_calls,
-        calls_served=dispatcher.calls_served,
-        events_handled=dispatcher.events_handled,
+        calls_running=len(dispatcher.handlers),
+        calls_served=dispatcher.handlers.served,
+        events_handled=listeners.handled,
         streams_out=len(peer.senders),
         streams_in=len(peer.receivers),
         tasks=dispatcher.tasks,
@@ -83,10 +84,10 @@ def peer_statistics(peer: Peer) -> SessionStatistics:
         buffered=info.buffered,
         assembling=inbox.assembling,
         streams_stopped=inbox.stopped_slow + inbox.stopped_large,
-        late_answers=peer.late_answers,
-        events_unclaimed=dispatcher.unclaimed_events,
-        events_dropped=dispatcher.dropped_events,
-        packets_unclaimed=dispatcher.unclaimed_packets,
+        late_answers=peer.answers.late,
+        events_unclaimed=listeners.unclaimed,
+        events_dropped=listeners.dropped,
+        packets_unclaimed=dispatcher.stream_handlers.unclaimed,
         frames_oversize=inbox.oversize,
         datagrams_bad=inbox.bad_datagrams,
         datagrams_overrun=inbox.overrun_datagrams,

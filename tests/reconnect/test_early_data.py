@@ -36,8 +36,8 @@ class Log:
 
     def serve(self, builder: ServerBuilder | None = None) -> ServerBuilder:
         async def note(session: Session, what: str) -> str:
-            dispatcher = session._peer.dispatcher
-            self.ran.append((what, dispatcher._confirmed))
+            gate = session._peer.dispatcher.gate
+            self.ran.append((what, gate.confirmed))
             return what
 
         async def hear(session: Session, what: str) -> None:

@@ -15,8 +15,8 @@ from echostream.builder import ClientBuilder, ServerBuilder
 from echostream.client import RpcClient
 from echostream.codes import Close
 from echostream.errors import ConfigurationError, ConnectionClosed, DeadlineExceeded
+from echostream.rpc.backoff import Backoff, Reconnect
 from echostream.rpc.context import ClientContext
-from echostream.rpc.link import Backoff, Reconnect
 from echostream.testing import Impairment, QuicNetwork
 
 WIRE = Impairment(delay=0.015)

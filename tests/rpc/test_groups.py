@@ -137,7 +137,7 @@ async def test_a_broadcast_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.undo()
         assert len(encodings) - before == 1
         await asyncio.sleep(0.1)
-        assert all(c._peer.dispatcher.unclaimed_events == 1 for c in clients)
+        assert all(c._peer.dispatcher.listeners.unclaimed == 1 for c in clients)
 
 
 @virtual

@@ -328,7 +328,7 @@ async def test_broadcast() -> None:
         async def note(value: int) -> None:
             got.append(value)
 
-        client._live_peer.dispatcher._routes.listeners.add("note", note)  # type: ignore[union-attr]
+        client._live_peer.dispatcher.listeners._routes.add("note", note)  # type: ignore[union-attr]
         assert await server.context.broadcast("note", 1) == 1
         assert await server.context.broadcast("note", 2, where=lambda s: s is not session) == 0
         assert await server.context.broadcast("note", 3, where=lambda s: s is session) == 1
@@ -364,7 +364,7 @@ async def test_listeners_that_fail_stop_nothing(caplog: Any) -> None:
         session = await session_of(server)
         assert session.statistics().events_handled == 3000
         assert session.statistics().events_unclaimed == 1
-        assert session._live_peer.dispatcher._unhandled == 0  # type: ignore[union-attr]
+        assert session._live_peer.dispatcher.listeners._unhandled == 0  # type: ignore[union-attr]
 
 
 @virtual
@@ -421,9 +421,9 @@ async def test_a_sleeping_listener_holds_up_its_emitter_and_no_call(size: int) -
         await asyncio.sleep(60)
         assert emitted == held
         assert held * size < 8 << 20
-        dispatcher = session._live_peer.dispatcher  # type: ignore[union-attr]
-        assert dispatcher._unhandled <= 1030
-        assert dispatcher._unhandled_bytes <= (1 << 20) + 100_000
+        listeners = session._live_peer.dispatcher.listeners  # type: ignore[union-attr]
+        assert listeners._unhandled <= 1030
+        assert listeners._unhandled_bytes <= (1 << 20) + 100_000
         gate.set()
         await asyncio.sleep(1)
         assert emitted > held
@@ -488,7 +488,7 @@ async def _pending(client: RpcClient) -> dict[str, asyncio.Task[Any]]:
         "emit": emit(),
         "slot": _many_calls(client),
         "open": client.create_stream("never").build(),
-        "write": peer.wait_stream(stream.stream_id, -1),
+        "write": peer.room.wait_stream(stream.stream_id, -1),
     }
     tasks = {name: asyncio.create_task(outcome(wait), name=name) for name, wait in waits.items()}
     tasks["closed"] = asyncio.create_task(client.wait_closed())
@@ -519,7 +519,7 @@ async def test_every_wait_ends_by_name_at_once(end: str) -> None:
         # a stream that is never answered: the server forgets STREAM_OPEN
         session = await session_of(server)
         peer = session._peer
-        opened = peer.dispatcher.stream_opened
+        opened = peer.dispatcher.stream_handlers.opened
         peer._on[StreamOpened] = lambda event: None if event.name == "never" else opened(event)
         tasks = await _pending(client)
         began = loop.time()

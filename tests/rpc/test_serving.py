@@ -139,7 +139,8 @@ async def test_a_call_that_is_cancelled_while_it_is_queued_never_runs() -> None:
     async def handle(session: Session, number: int) -> int:
         served.append(number)
         if number == 0:  # the others have arrived with it, and have not begun
-            session._peer.dispatcher._stop(min(session._peer.dispatcher._calls) + 4)
+            handlers = session._peer.dispatcher.handlers
+            handlers._stop(min(handlers._running) + 4)
         return number
 
     async with connected_pair(server_builder().handler("handle", handle)) as (_, client):

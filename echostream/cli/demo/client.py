@@ -14,7 +14,7 @@ from echostream.cli.demo.server import Level, Received
 from echostream.cli.wav import Clip
 from echostream.client import RpcClient
 from echostream.media.frame import AudioFormat
-from echostream.rpc.caller import Delivery
+from echostream.rpc.options import Delivery
 
 __all__ = ["Outcome", "Progress", "format_of", "stream_clip"]
 
