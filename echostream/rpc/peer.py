@@ -273,7 +273,7 @@ class Peer:
             self.acks.fail_expired()
         if not self.room.idle:
             self.room.release()
-        self.clock.before_flush()  # last: the stamps are those of the wire
+        self.clock.before_flush(now)  # last: the stamps are those of the wire
 
     def _acknowledged(self) -> None:
         """What is held for sending may be less."""
