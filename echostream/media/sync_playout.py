@@ -282,7 +282,7 @@ class SyncPlayout:
 
     def _take(self, timestamp: int, capture_ts: int, data: bytes, silence: bool) -> None:
         ring = self._ring
-        position, stretch = self._line.place(timestamp, capture_ts)
+        position, stretch = self._line.place(timestamp, capture_ts, anew=self._fresh)
         frames = len(data) // self._frame_bytes
         end = position + frames
         if self._fresh:

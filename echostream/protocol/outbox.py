@@ -11,7 +11,7 @@ Order of leaving: control, streams' control, calls by priority, events, large ca
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 from zlib import crc32
 
@@ -61,7 +61,8 @@ class Outbox:
     were dropped because their deadline passed; ``expired_calls``: ids of the calls among them, for
     the caller to take out. ``acked``: tokens of the events that left and are to be acknowledged, by
     number; ``expired_acks``: tokens of those that expired. ``events_held``: events wait, whatever
-    room there is; ``journal`` keeps those that were written.
+    room there is; ``journal`` keeps those that were written. ``charge`` is told how many bytes more
+    there are, calls and events.
     """
 
     __slots__ = (
@@ -82,6 +83,7 @@ class Outbox:
         "_turn",
         "acked",
         "call_bytes",
+        "charge",
         "event_bytes",
         "events_held",
         "expired",
@@ -91,8 +93,11 @@ class Outbox:
         "lane_limit",
     )
 
-    def __init__(self, carrier: Carrier) -> None:
+    def __init__(
+        self, carrier: Carrier, charge: Callable[[int], object] = lambda amount: None
+    ) -> None:
         self._carrier = carrier
+        self.charge = charge
         self._control: list[bytes] = []
         self._control_id = -1
         self._streams: list[tuple[int, bytes]] = []
@@ -136,6 +141,7 @@ class Outbox:
         else:
             self._calls[priority].append((deadline, call_id, frame))
         self.call_bytes += len(frame)
+        self.charge(len(frame))
 
     def event(
         self,
@@ -152,7 +158,9 @@ class Outbox:
         The number is given when it is written, so that an expired event leaves no gap."""
         lane = crc32(name.encode()) % EVENT_LANES
         self._events[lane].append((0, deadline, name, payload, metadata, priority, token))
-        self.event_bytes += len(payload) + EVENT_OVERHEAD
+        size = len(payload) + EVENT_OVERHEAD
+        self.event_bytes += size
+        self.charge(size)
 
     def adopt(self, entries: Iterable[Entry], journal: Journal | None) -> None:
         """Write these before anything else: with the number that they have, or a new one. From now

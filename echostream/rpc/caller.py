@@ -187,7 +187,12 @@ class Caller:
         decode = peer.decode if returns is None else peer.decoder(returns)
         left = timeout
         expires_at = expiry(peer, max_age)
-        if peer.busy or peer.outbox.call_bytes > QUEUE_HIGH or len(peer.calls) >= peer.call_limit:
+        if (
+            peer.busy
+            or peer.outbox.call_bytes > QUEUE_HIGH
+            or len(peer.calls) >= peer.call_limit
+            or peer.budget.tight
+        ):
             left = await peer.room.wait_turn(method, timeout, max_age)
         loop = peer.loop
         call_id = peer.protocol.start_call(
@@ -361,7 +366,7 @@ class Caller:
         data = peer.encode(payload)
         extra = None if metadata is None else encode_metadata(metadata)
         expires_at = expiry(peer, max_age)
-        if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH:
+        if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH or peer.budget.tight:
             await peer.room.wait_event()
         if delivery == "realtime":
             peer.protocol.emit_datagram(event, data, extra, None if max_age is None else expires_at)

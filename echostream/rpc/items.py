@@ -65,6 +65,7 @@ class ItemEnds:
         peer, flow = self._peer, self.flow
         data = peer.encode(value)
         engine = peer.connection.engine
+        waited = False
         while not flow.over:
             if flow.credit <= 0:
                 self._writer = peer.loop.create_future()
@@ -74,6 +75,9 @@ class ItemEnds:
                     self._writer = None
             elif engine.buffered(flow.stream_id) > SEND_HIGH:
                 await peer.room.wait_stream(flow.stream_id, SEND_LOW)
+            elif peer.sending.refuses and not waited:
+                await peer.room.wait_share()
+                waited = True
             else:
                 peer.protocol.send_item(flow, data)
                 peer.connection.wake()

@@ -30,6 +30,7 @@ from echostream.rpc.dispatch import Dispatcher, Routes
 from echostream.rpc.event_session import EventSession
 from echostream.rpc.keyed import KeyedAnswers
 from echostream.rpc.room import Room
+from echostream.rpc.send_budget import SendBudget, SendShare
 from echostream.rpc.serving import FlowEvents
 from echostream.rpc.stream_events import StreamEvents
 from echostream.transport import engine as en
@@ -62,7 +63,8 @@ CLOCK_SIZE = 32
 
 class Peer:
     """One live connection, as both sides use it. ``context`` is what handlers are given;
-    ``now_ns`` this side's clock for timestamps, by default the system's monotonic one."""
+    ``now_ns`` this side's clock for timestamps, by default the system's monotonic one;
+    ``budget`` is shared by all connections of a server."""
 
     def __init__(
         self,
@@ -72,10 +74,14 @@ class Peer:
         context: Any,
         total: Account | None = None,
         now_ns: Callable[[], int] | None = None,
+        budget: SendBudget | None = None,
     ) -> None:
         self.connection = connection
         self.loop = asyncio.get_running_loop()
-        self.protocol = ProtocolSession(connection.engine, limits, total)
+        self.budget = budget or SendBudget(limits.sending_total)
+        self.sending = SendShare(self.budget, self.loop)
+        self.protocol = ProtocolSession(connection.engine, limits, total, self.sending.charge)
+        connection.on_acknowledged = self._acknowledged
         self.clock = ClockDriver(connection, self.loop, now_ns)
         self.calls: dict[int, asyncio.Future[bytes] | None] = {}
         self.trailers: dict[int, list[bytes]] = {}
@@ -270,6 +276,7 @@ class Peer:
         self._pumped = 0
         outbox = self.outbox
         outbox.flush(now)
+        self._acknowledged()
         if not outbox.idle:
             outbox.fit(self.connection.engine.info().congestion_window)
         if outbox.expired_calls:
@@ -278,7 +285,14 @@ class Peer:
             self.acks.fail_expired()
         if not self.room.idle:
             self.room.release()
-        self.clock.before_flush()  # last: the stamps are those of the wire
+        self.clock.before_flush(now)  # last: the stamps are those of the wire
+
+    def _acknowledged(self) -> None:
+        """What is held for sending may be less."""
+        outbox = self.outbox
+        held = outbox.call_bytes + outbox.event_bytes + self.connection.engine.buffered_total
+        if held != self.sending.held:
+            self.sending.settle(held)
 
     @property
     def idle(self) -> bool:
@@ -426,6 +440,7 @@ class Peer:
         self._flows.connection_lost()
         self.acks.connection_lost(error)
         self.outbox.clear()
+        self.sending.close()
         for sender in list(self.senders.values()):
             sender.connection_lost(copy(error))
         for receiver in list(self.receivers.values()):
