@@ -282,6 +282,7 @@ class ConnectionState:
     _streams_blocked_uni: list[Any]
     _streams_blocked_pending: bool
     _streams_queue: list[Any]
+    _urgency: dict[int, int]
     @property
     def typed(self) -> bool: ...
     def get_timer(self) -> float | None: ...

@@ -150,6 +150,7 @@ class StreamBuilder:
             self._max_age,
             self._delay_ns,
             self._codec,
+            self._priority,
         )
         peer.senders[alias] = sender
         peer.connection.wake()
@@ -181,8 +182,10 @@ class StreamSender:
         max_age: float | None,
         delay_ns: int | None = None,
         codec: Codec = PCM,
+        priority: int = 3,
     ) -> None:
         self._peer = peer
+        self._priority = priority
         self.codec = codec
         self._encoder: StreamEncoder | None = None
         if codec is not PCM and format is not None:
@@ -255,7 +258,9 @@ class StreamSender:
         self._sequence = 0
         if self._encoder is not None:
             self._encoder.reset()
-        self.stream_id = self._peer.protocol.flush_media(self.alias, self.stream_id, self._epoch)
+        self.stream_id = self._peer.protocol.flush_media(
+            self.alias, self.stream_id, self._epoch, self._priority
+        )
         self._peer.connection.wake()
 
     async def end(self) -> None:
