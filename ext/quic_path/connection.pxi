@@ -102,13 +102,7 @@ cdef class ConnectionState:
         if not self.may_be_typed():
             self.barred = True
             return False
-        self.capacity = <size_t>max(
-            self._max_datagram_size, <int64_t>self._options.discover_datagram_size
-        )
-        PyMem_Free(self.packet)
-        self.packet = <uint8_t *>PyMem_Malloc(self.capacity)
-        if self.packet == NULL:
-            raise MemoryError
+        self.make_room()
         self.keys = keys
         self.opener = Keys(keys.recv, False)
         self.sealer = Keys(keys.send, True)
@@ -132,6 +126,17 @@ cdef class ConnectionState:
         self.plain_work = True
         self.typed = True
         return True
+
+    cdef int make_room(self) except -1:
+        """For a packet of the size that is sent now."""
+        cdef uint8_t *packet = <uint8_t *>PyMem_Realloc(
+            self.packet, <size_t>self._max_datagram_size
+        )
+        if packet == NULL:
+            raise MemoryError
+        self.packet = packet
+        self.capacity = <size_t>self._max_datagram_size
+        return 0
 
     cdef bint on_path(self) except -1:
         """Whether the path is a validated one; follows a change of it."""

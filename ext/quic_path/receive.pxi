@@ -3,7 +3,8 @@
 cdef enum:
     MOST_ACK_RANGES = 64  # MAX_ACK_RANGES in aioquic's recovery
 
-cdef double ACK_DELAY = 0.001
+cdef double ACK_DELAY = 0.001  # as in transport/quic/hardened.py
+cdef double LONE_ACK_DELAY = 0.02
 
 
 cdef class ReceivePath(ConnectionState):
@@ -26,7 +27,7 @@ cdef class ReceivePath(ConnectionState):
         cdef size_t size, cid_length
         cdef Py_ssize_t count
         cdef int64_t number = 0
-        cdef bint eliciting = False, spin
+        cdef bint eliciting = False, spin, in_order
         cdef bytes plain
         if not self.typed and not self.enter():
             return False
@@ -79,6 +80,7 @@ cdef class ReceivePath(ConnectionState):
 
         self._close_at = now + self.idle()
         self._ack_eliciting_sent_since_receipt = False
+        in_order = number == space.largest_received_packet + 1
         if number > space.largest_received_packet:
             space.largest_received_packet = number
             space.largest_received_time = now
@@ -86,9 +88,22 @@ cdef class ReceivePath(ConnectionState):
         space.received_packets.insert(number)
         if space.ack_queue.count > MOST_ACK_RANGES:
             space.ack_queue._close(0, 1)
-        if eliciting and space.ack_at is None:
-            space.ack_at = now + ACK_DELAY
+        if eliciting:
+            if self.asks(frames, count):
+                space.ack_at = now
+            elif space.ack_at is not None:
+                space.ack_at = min(<double>space.ack_at, now + ACK_DELAY)
+            else:
+                space.ack_at = now + (LONE_ACK_DELAY if in_order else ACK_DELAY)
         return True
+
+    cdef bint asks(self, const Frame *frames, Py_ssize_t count) noexcept:
+        """Whether there is a PING: who sends one waits for the acknowledgement."""
+        cdef Py_ssize_t each
+        for each in range(count):
+            if frames[each].type == PING:
+                return True
+        return False
 
     cdef bint honest(
         self, const uint8_t *p, size_t size, const Frame *frames, Py_ssize_t count

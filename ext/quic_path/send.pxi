@@ -87,10 +87,11 @@ cdef class SendPath(ReceivePath):
             or self._packet_number >= self._skip_at
             or self._packet_number - self._key_since >= self.key_update_after
             or self.keys._update_key_requested
-            or <size_t>self._max_datagram_size > self.capacity
             or not self.on_path()
         ):
             return False
+        if <size_t>self._max_datagram_size > self.capacity:
+            self.make_room()
         if self._peer_cid is not self.peer:
             self.cid = self._peer_cid.cid
             self.peer = self._peer_cid

@@ -69,6 +69,15 @@ CONTROL_PER_PACKET = 0.25
 acknowledgements acknowledged."""
 
 
+ACK_DELAY = 0.001
+"""Seconds after which a second packet to be acknowledged, or one out of order, is (RFC 9000,
+section 13.2.1): those of one turn of the loop share an acknowledgement."""
+
+LONE_ACK_DELAY = 0.02
+"""The same for a single one: mostly an answer takes the acknowledgement along before that. Below
+the ``max_ack_delay`` of 25 ms that aioquic promises, by what timers are late."""
+
+
 def shortened(reason: str) -> str:
     """``reason`` cut to 256 bytes of UTF-8."""
     encoded = reason.encode("utf-8", "replace")
@@ -99,6 +108,10 @@ class HardenedConnection(PathProber):
         self._request_client_certificate = request_client_certificate
         self.closed_by_peer = False
         self.packets_received = 0
+        self._elicited = False
+        """Whether the latest packet is to be acknowledged."""
+        self._asked = False
+        """Whether the latest datagram had a PING: who sends one waits for the acknowledgement."""
         self.unwanted: set[int] = set()
         """Streams whose data this side asked the peer to stop."""
         self.refused_by_peer: set[int] = set()
@@ -306,7 +319,14 @@ class HardenedConnection(PathProber):
                 self._early_size += len(data)
             return
         before = self.packets_received
-        super().receive_datagram(data, addr, now)
+        if self._handshake_confirmed:
+            space = self._spaces[tls.Epoch.ONE_RTT]
+            ack_at, largest = space.ack_at, space.largest_received_packet
+            self._elicited = self._asked = False
+            super().receive_datagram(data, addr, now)
+            self._delay_ack(ack_at, largest, now)
+        else:
+            super().receive_datagram(data, addr, now)
         if self.packets_received == before:
             self._undecipherable(data)
         if self._early and self._handshake_complete:
@@ -314,11 +334,27 @@ class HardenedConnection(PathProber):
             for held, sender in early:
                 self.receive_datagram(held, sender, now)
 
+    def _delay_ack(self, ack_at: float | None, largest: int, now: float) -> None:
+        """Acknowledge what came with this datagram, before which the two were those of its space,
+        in good time. aioquic waits 1 ms for each."""
+        space = self._spaces[tls.Epoch.ONE_RTT]
+        if not self._elicited or space.ack_at is None:
+            return
+        if self._asked:
+            space.ack_at = now
+        elif ack_at is None and space.largest_received_packet == largest + 1:
+            space.ack_at = now + LONE_ACK_DELAY
+        else:
+            space.ack_at = min(space.ack_at, now + ACK_DELAY)
+
     def _payload_received(
         self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
     ) -> tuple[bool, bool]:
         self.packets_received += 1
-        return super()._payload_received(context, plain, crypto_frame_required)
+        received = super()._payload_received(context, plain, crypto_frame_required)
+        if context.epoch is tls.Epoch.ONE_RTT:
+            self._elicited = received[0]
+        return received
 
     def _undecipherable(self, data: bytes) -> None:
         """A stateless reset (RFC 9000, section 10.3.1), or a forgery to be counted. aioquic sees
@@ -397,6 +433,7 @@ class HardenedConnection(PathProber):
 
     def _handle_ping_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         self._spend_control(context.time)
+        self._asked = True
         super()._handle_ping_frame(context, frame_type, buf)
 
     def _handle_path_challenge_frame(

@@ -63,9 +63,10 @@ class QuicOptions:
     """UDP payload that is sent from the first packet on. 1200 passes everywhere. The engine's
     length fields end at 16383."""
 
-    discover_datagram_size: int = 1452
+    discover_datagram_size: int = 8952
     """How large packets may become once the path was seen to carry them (RFC 8899). Plain Ethernet
-    has room for 1452 over IPv6 and 1472 over IPv4. Not above ``max_datagram_size``: do not look."""
+    has room for 1452 over IPv6, and more is tried only where the path takes it within 1 ms: jumbo
+    frames have room for 8952. Not above ``max_datagram_size``: do not look."""
 
     datagram_queue_length: int = 64
     """DATAGRAM frames that wait for the congestion window; the oldest are dropped."""

@@ -15,8 +15,14 @@ MAX_PROBES = 3
 STEP = 20
 """Bytes of uncertainty that are not worth another probe."""
 
+ETHERNET = 1452
+"""What a frame of plain Ethernet has room for, over IPv6."""
+
 RAISE_AFTER = 600.0
 """Seconds until larger sizes are tried again (RFC 8899, section 5.1.1)."""
+
+FIRST_RETRY = 1.0
+"""Seconds until a path is asked again whether it is fast; then ten times as long each time."""
 
 COOL_DOWN = 60.0
 """Seconds until they are tried again after a path stopped to carry them."""
@@ -29,14 +35,16 @@ they send again is as large): then the path is taken for a black hole (RFC 8899,
 class PathMtu:
     """One path's search. Sizes are UDP payloads in bytes, times seconds.
 
-    It begins at ``base``, which every QUIC path carries, and tries ``limit`` first: most paths
-    are Ethernet all along. Where that does not arrive, or is beyond the congestion window, it
-    halves the interval.
+    It begins at ``base``, which every QUIC path carries, and tries what plain Ethernet carries, or
+    ``limit`` if that is less: most paths are Ethernet all along. Where that does not arrive, or is
+    beyond the congestion window, it halves the interval. Where it does, and the path is fast, it
+    tries ``limit``: a path carries jumbo frames, or it does not.
     """
 
     __slots__ = (
         "_candidate",
         "_failures",
+        "_later",
         "_losses",
         "_refused",
         "_searching",
@@ -60,6 +68,7 @@ class PathMtu:
         self._candidate = self._refused = 0
         self._failures = self._losses = 0
         self._started = 0.0
+        self._later = FIRST_RETRY
         self.restart()
 
     @property
@@ -67,16 +76,31 @@ class PathMtu:
         """The size to probe now; 0: none."""
         return self._candidate if self._searching and not self.in_flight else 0
 
-    def search(self, now: float, window: int) -> None:
-        """Begin, from the size that is known to work. ``window``: the congestion window."""
+    def search(self, now: float, window: int, *, fast: bool) -> None:
+        """Begin, from the size that is known to work. ``window``: the congestion window. ``fast``:
+        a packet of ``limit`` bytes would not hold up others."""
         self.search_at = None
         self._started = now
-        self._refused = self.limit + 1
+        highest = self.limit if self.size >= ETHERNET else min(self.limit, ETHERNET)
+        if highest > ETHERNET and not fast:
+            self.postpone()
+            return
+        self._refused = highest + 1
         self._searching = True
         self._failures = 0
-        self._candidate = min(self.limit, window)
+        self._candidate = min(highest, window)
 
-    def settled(self, arrived: bool) -> None:
+    def postpone(self) -> None:
+        """Now is no time for the limit: the path was not seen to be fast, or has no room."""
+        self._searching = False
+        self.search_at = self._started + self._later
+        self._later = min(10 * self._later, RAISE_AFTER)
+
+    def _end(self) -> None:
+        self._searching = False
+        self.search_at = self._started + RAISE_AFTER if self.size < self.limit else None
+
+    def settled(self, arrived: bool, *, fast: bool) -> None:
         """What became of the probe."""
         self.in_flight = False
         if self._stale:
@@ -90,10 +114,17 @@ class PathMtu:
                 return
             self._refused = self._candidate
         self._failures = 0
+        if self.size >= ETHERNET:
+            if not arrived or self.size == self.limit:
+                self._end()
+            elif fast:
+                self._candidate = self.limit
+            else:
+                self.postpone()
+            return
         self._candidate = (self.size + self._refused) // 2
         if self._refused - self.size <= STEP or self.size == self.limit:
-            self._searching = False
-            self.search_at = self._started + RAISE_AFTER if self.size < self.limit else None
+            self._end()
 
     def passed_over(self, now: float) -> bool:
         """Large packets were lost, and none as large has arrived since the last time. Whether that
@@ -118,6 +149,7 @@ class PathMtu:
         """The path may be another one: nothing is known of it (RFC 9000, section 14.3)."""
         self.size = self.base
         self._losses = 0
+        self._later = FIRST_RETRY
         self._searching = False
         self._stale = self.in_flight
         self.search_at = 0.0 if self.limit > self.base else None

@@ -8,10 +8,14 @@ from aioquic.quic.packet import QuicFrameType, QuicPacketType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 
 from echostream.transport.quic.options import QuicOptions
-from echostream.transport.quic.path_mtu import PathMtu
+from echostream.transport.quic.path_mtu import ETHERNET, PathMtu
 from echostream.transport.quic.writer import ApplicationWriter
 
 __all__ = ["PathProber"]
+
+LARGE_TAKES = 0.001
+"""Seconds that one packet may hold up those behind it, where packets larger than Ethernet's are
+tried."""
 
 
 class PathProber(ApplicationWriter):
@@ -28,8 +32,17 @@ class PathProber(ApplicationWriter):
 
     def search_path_mtu(self, now: float) -> None:
         """Try larger packets, beginning with the next flush."""
-        self.path_mtu.search(now, self._loss.congestion_window)
+        self.path_mtu.search(now, self._loss.congestion_window, fast=self._is_fast())
         self._loss.plain_delivery = True
+
+    def _is_fast(self) -> bool:
+        """Whether the path takes the largest packet within :data:`LARGE_TAKES` at the rate that the
+        congestion window stands for."""
+        loss = self._loss
+        return (
+            loss._rtt_initialized
+            and self.path_mtu.limit * loss._rtt_min <= loss.congestion_window * LARGE_TAKES
+        )
 
     def _path_mtu_unknown(self) -> None:
         """The path is another one, or may be."""
@@ -56,11 +69,11 @@ class PathProber(ApplicationWriter):
             return []
         size = self.path_mtu.due
         loss = self._loss
-        if (
-            not size
-            or self._state is not QuicConnectionState.CONNECTED
-            or size > loss.congestion_window - loss.bytes_in_flight
-        ):
+        if not size or self._state is not QuicConnectionState.CONNECTED:
+            return []
+        if size > loss.congestion_window - loss.bytes_in_flight:
+            if size > ETHERNET:
+                self.path_mtu.postpone()
             return []
         assert self._version is not None
         builder = QuicPacketBuilder(
@@ -84,5 +97,5 @@ class PathProber(ApplicationWriter):
         )
 
     def _on_size_probe_delivery(self, delivery: QuicDeliveryState) -> None:
-        self.path_mtu.settled(delivery is QuicDeliveryState.ACKED)
+        self.path_mtu.settled(delivery is QuicDeliveryState.ACKED, fast=self._is_fast())
         self._follow_path_mtu()

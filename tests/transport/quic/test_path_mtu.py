@@ -16,7 +16,15 @@ from quic_pair import Fate, Pair, lossy, our_acceptor, our_client, our_pair
 
 from echostream.transport.quic import QuicOptions, hardened
 from echostream.transport.quic.accelerated import typed_class
-from echostream.transport.quic.path_mtu import COOL_DOWN, MAX_PROBES, RAISE_AFTER, STEP, PathMtu
+from echostream.transport.quic.path_mtu import (
+    COOL_DOWN,
+    ETHERNET,
+    FIRST_RETRY,
+    MAX_PROBES,
+    RAISE_AFTER,
+    STEP,
+    PathMtu,
+)
 
 BASE, LIMIT = 1200, 1452
 OVERHEAD = 30
@@ -24,11 +32,12 @@ OVERHEAD = 30
 
 
 class Hole:
-    """A path of 15 ms each way that swallows datagrams above ``mtu``; what was offered to it."""
+    """A path of ``delay`` s each way that swallows datagrams above ``mtu``; what was offered."""
 
-    def __init__(self, mtu: int = 65535, loss: float = 0.0) -> None:
+    def __init__(self, mtu: int = 65535, loss: float = 0.0, delay: float = 0.015) -> None:
         self.mtu = mtu
         self.loss = loss
+        self.delay = delay
         self.sizes: list[int] = []
 
     def __call__(
@@ -37,7 +46,7 @@ class Hole:
         self.sizes.append(len(data))
         if len(data) > self.mtu or (self.loss and rng.random() < self.loss):
             return []
-        return [(0.015, data)]
+        return [(self.delay, data)]
 
 
 def connected(credentials: Credentials, path: Fate, **options: Any) -> Pair:
@@ -78,56 +87,62 @@ def transfer(pair: Pair, size: int, timeout: float, *, begin: Any = None) -> Non
     limit=st.integers(0, 16383),
     mtu=st.integers(1200, 17000),
     window=st.sampled_from([2800, 12_000, 100_000]),
+    fast=st.booleans(),
 )
 def test_the_search_comes_within_a_step_of_what_the_path_carries(
-    base: int, limit: int, mtu: int, window: int
+    base: int, limit: int, mtu: int, window: int, fast: bool
 ) -> None:
+    """Above Ethernet's size it is the limit, or nothing."""
     mtu = max(base, mtu)
     search = PathMtu(base, limit)
     assert (search.search_at is None) == (limit <= base)
     if search.search_at is None:
         assert not search.due
         return
-    search.search(10.0, window)
+    search.search(10.0, window, fast=fast)
     probes = 0
     while (size := search.due) != 0:
         search.in_flight = True
         assert not search.due
         assert search.size < size <= limit
-        search.settled(size <= mtu)
+        assert fast or size <= ETHERNET
+        search.settled(size <= mtu, fast=fast)
         probes += 1
     assert search.size <= mtu
-    assert search.size >= min(mtu, limit) - STEP
+    assert search.size >= min(mtu, limit, ETHERNET) - STEP
+    if window >= ETHERNET:
+        assert (search.size == limit) == (limit <= mtu and (fast or limit <= ETHERNET))
     assert probes <= 1 + MAX_PROBES * (1 + (limit - base).bit_length())
-    assert search.search_at == (None if search.size == limit else 10.0 + RAISE_AFTER)
+    waits = FIRST_RETRY if search.size == ETHERNET < limit and not fast else RAISE_AFTER
+    assert search.search_at == (None if search.size == limit else 10.0 + waits)
 
 
 def test_one_lost_probe_says_nothing() -> None:
     search = PathMtu(BASE, LIMIT)
-    search.search(0.0, 12_000)
+    search.search(0.0, 12_000, fast=False)
     for arrived in (False, False, True):
         assert search.due == LIMIT
         search.in_flight = True
-        search.settled(arrived)
+        search.settled(arrived, fast=False)
     assert (search.size, search.due) == (LIMIT, 0)
 
 
 def test_a_probe_of_an_earlier_path_says_nothing() -> None:
     search = PathMtu(BASE, LIMIT)
-    search.search(0.0, 12_000)
+    search.search(0.0, 12_000, fast=False)
     search.in_flight = True
     search.restart()
-    search.search(1.0, 12_000)
+    search.search(1.0, 12_000, fast=False)
     assert not search.due
-    search.settled(True)
+    search.settled(True, fast=False)
     assert (search.size, search.due) == (BASE, LIMIT)
 
 
 def test_a_black_hole_is_told_from_losses() -> None:
     search = PathMtu(BASE, LIMIT)
-    search.search(0.0, 12_000)
+    search.search(0.0, 12_000, fast=False)
     search.in_flight = True
-    search.settled(True)
+    search.settled(True, fast=False)
     for _ in range(100):
         assert not search.passed_over(5.0)
         assert not search.passed_over(5.0)
@@ -185,7 +200,10 @@ def test_the_search_goes_on_beside_a_transfer(credentials: Credentials) -> None:
 
 
 def test_nothing_is_tried_where_nothing_is_to_be_found(credentials: Credentials) -> None:
-    for options in ({"discover_datagram_size": 0}, {"max_datagram_size": LIMIT}):
+    for options in (
+        {"discover_datagram_size": 0},
+        {"max_datagram_size": LIMIT, "discover_datagram_size": LIMIT},
+    ):
         path = Hole()
         pair = connected(credentials, path, **options)
         transfer(pair, 100_000, 5)
@@ -193,12 +211,36 @@ def test_nothing_is_tried_where_nothing_is_to_be_found(credentials: Credentials)
         assert pair.client.engine._connection.path_search_at is None
 
 
-def test_larger_paths_are_found_where_they_are_asked_for(credentials: Credentials) -> None:
-    path = Hole(9000)
-    pair = connected(credentials, path, discover_datagram_size=16383)
+@pytest.mark.parametrize(
+    ("mtu", "delay", "found"),
+    [(9000, 0.0002, 8952), (8000, 0.0002, LIMIT), (9000, 0.015, LIMIT)],
+    ids=["jumbo", "less", "slow"],
+)
+def test_jumbo_frames_are_used_on_a_path_that_is_fast(
+    credentials: Credentials, mtu: int, delay: float, found: int
+) -> None:
+    path = Hole(mtu, delay=delay)
+    pair = connected(credentials, path)
     pair.run(None, 20.0)
-    assert 9000 - STEP <= min(sizes(pair)) <= max(sizes(pair)) <= 9000
+    assert sizes(pair) == (found, found)
+    assert pair.client.engine.info().packets_lost == 0
     transfer(pair, 3_000_000, 10)
+    assert sizes(pair) == (found, found)
+
+
+def test_a_probe_for_which_there_is_no_room_is_given_up(credentials: Credentials) -> None:
+    """Else every flush would be a slow one, for as long as the connection is busy."""
+    pair = connected(credentials, Hole(LIMIT, delay=0.0002))
+    pair.run(None, 20.0)
+    connection = pair.client.engine._connection
+    stream_id = pair.client.engine.open_stream(False)
+    pair.client.engine.send_stream(stream_id, bytes(1_000_000), False)
+    pair.run(lambda: connection._loss.bytes_in_flight > 10_000, 1.0)
+    connection.search_path_mtu(pair.now)
+    assert connection.path_mtu.due > LIMIT
+    assert pair.run(lambda: not connection.path_mtu.due, 0.01)
+    assert sizes(pair)[0] == LIMIT
+    assert connection.path_search_at is not None
 
 
 def test_a_stream_survives_a_path_that_shrinks(credentials: Credentials) -> None:
