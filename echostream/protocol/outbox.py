@@ -279,6 +279,9 @@ class Outbox:
         if self._streams:
             self._write_stream_control()
         room = min(self._carrier.window_left, MOST_AHEAD) + AHEAD
+        if not self.event_bytes and 2 * self.call_bytes < min(room, OWN_STREAM_SIZE):
+            self._write_few(now)
+            return
         events = self._events if self.event_bytes and not self.events_held else {}
         calls, space = self._calls, 0
         if any(calls):
@@ -290,6 +293,13 @@ class Outbox:
                 self._write_events(events[priority], room, now)
         if any(self._large):
             self._write_large(room, now)
+
+    def _write_few(self, now: float) -> None:
+        """What is usual: few calls wait, and the window has room for more."""
+        space = OWN_STREAM_SIZE
+        for queue in self._calls:
+            if queue:
+                space = self._write_calls(queue, space, now)
 
     def _lane(self, lanes: list[int], index: int) -> int:
         if lanes[index] < 0:
