@@ -6,7 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(wildcard ext/*.pyx ext/*.pxd ext/*/*.pxi echostream/_ext/*.pxd)
 
-.PHONY: help setup demo test lint types smoke check bench fuzz sanitize soak soak-security wheel clean FORCE
+.PHONY: help setup demo test lint types smoke check bench fuzz sanitize races soak soak-security wheel clean FORCE
 SECONDS ?= 60
 MINUTES ?= 60
 .DEFAULT_GOAL := help
@@ -75,6 +75,9 @@ sanitize: setup ## the compiled code, built with ASAN and UBSAN, under the tests
 	cd $(SANITIZED) && for target in tests/fuzz/fuzz_*.py; do \
 	    echo "$$target"; PYTHONPATH=. $(under_sanitizers) $$target --seconds $(SECONDS) || exit 1; \
 	done
+
+races: setup ## the jitter ring and the playout under ThreadSanitizer, and with guards left out
+	ECHOSTREAM_RACES=1 $(RUN) -m pytest -n 0 tests/races -rP
 
 wheel: setup ## sdist and, from it, wheel, in dist/
 	$(RUN) -m build --no-isolation --outdir dist

@@ -73,7 +73,9 @@ class Dense:
     def next_probe_ns(self, now_ns: int) -> int:
         return now_ns + 2_000_000
 
-    def probe_sent(self, now_ns: int, *known: float) -> None: ...
+    latest_probe_ns = next_probe_ns
+
+    def probe_sent(self, now_ns: int, *known: object, carried: bool) -> None: ...
 
     def restart(self, now_ns: int) -> None: ...
 

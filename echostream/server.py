@@ -18,6 +18,7 @@ from echostream.rpc.context import ServerContext
 from echostream.rpc.event_session import EventSessions
 from echostream.rpc.hooks import run_hooks, run_hooks_until_error, run_hooks_while_open
 from echostream.rpc.peer import Peer
+from echostream.rpc.send_budget import SendBudget
 from echostream.rpc.session import Session, peer_statistics
 from echostream.transport.connection import Connection
 from echostream.transport.endpoint import Endpoint, EndpointStatistics
@@ -48,8 +49,10 @@ class ServerStatistics:
 
     ``half_open``: handshakes that have begun and not ended. ``calls_running``, ``tasks``,
     ``queued``, ``buffered``, ``assembling`` and ``streams_stopped`` are sums over the ``sessions``
-    that are connected now; see ``SessionStatistics``. ``endpoint``: counters of the socket,
-    ``None`` where there is none (before the start, and in tests in memory).
+    that are connected now; see ``SessionStatistics``. ``sending``: what all connections hold for
+    sending, of ``sending_limit``; ``sending_waits``: whether somebody has to wait for that.
+    ``endpoint``: counters of the socket, ``None`` where there is none (before the start, and in
+    tests in memory).
     """
 
     sessions: int
@@ -60,6 +63,9 @@ class ServerStatistics:
     buffered: int
     assembling: int
     streams_stopped: int
+    sending: int
+    sending_limit: int
+    sending_waits: bool
     endpoint: EndpointStatistics | None
 
 
@@ -90,6 +96,7 @@ class RpcServer:
         self._acceptor: QuicAcceptor | None = None
         self._advertiser: Advertiser | None = None
         self._assembling = Account(config.limits.assembly_total)
+        self._sending = SendBudget(config.limits.sending_total)
         self._event_sessions = EventSessions()
 
     @staticmethod
@@ -135,6 +142,9 @@ class RpcServer:
             buffered=sum(s.buffered for s in sessions),
             assembling=self._assembling.held,
             streams_stopped=sum(s.streams_stopped for s in sessions),
+            sending=self._sending.held,
+            sending_limit=self._sending.limit,
+            sending_waits=self._sending.tight,
             endpoint=listener.statistics() if isinstance(listener, Endpoint) else None,
         )
 
@@ -257,7 +267,13 @@ class RpcServer:
         config = self._config
         session._outgoing = config.outgoing
         peer = Peer(
-            connection, config.limits, config.routes, session, self._assembling, config.now_ns
+            connection,
+            config.limits,
+            config.routes,
+            session,
+            self._assembling,
+            config.now_ns,
+            self._sending,
         )
         session._live_peer = peer
         challenge = None if config.authenticator is None else new_challenge()

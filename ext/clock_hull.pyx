@@ -11,15 +11,18 @@ is piecewise linear.
 """
 
 cimport cython
-from libc.math cimport INFINITY, ceil, floor, llrint, sqrt
+from libc.math cimport INFINITY, ceil, exp, floor, llrint, sqrt
 from libc.stdint cimport int64_t
 from libc.string cimport memmove
 
 cdef enum:
-    CAPACITY = 128
+    CAPACITY = 96
     LEVELS = 6
     ITERATIONS = 64
     ANCHOR_AFTER = 8
+    RECENT = 32
+    NODES = 15
+    AVERAGE_AFTER = 4
 
 cdef double[LEVELS] SHARE = [1.0, 1.0 / 3, 1.0 / 10, 1.0 / 30, 1.0 / 100, 1.0 / 300]
 cdef double TOLERANCE_NS = 0.01
@@ -27,6 +30,14 @@ cdef double LOSS = 0.2
 cdef double SUSPECT = 0.3
 cdef double SCALE_MAX = 64.0
 cdef double EXCESS_WEIGHT = 1.0 / 64
+cdef double WAIT_WEIGHT = 1.0 / 256
+cdef double WAIT_LEAST_NS = 100.0
+cdef double WAIT_CLIP = 3.0
+cdef double MEMORY_NS = 60e9
+cdef double NEAR_NS = 10e9
+cdef double RATE_TYPICAL = 1e-4
+cdef double NODE_FIRST = 0.25
+cdef double NODE_GROWTH = 2.5
 
 
 cdef struct Hull:
@@ -40,6 +51,8 @@ cdef struct Cut:
     double run          # x of the touched upper point minus x of the touched lower point
     double top          # where the strip's edges pass x = 0
     double bottom
+    double upper_x      # where they touch the hulls
+    double lower_x
 
 
 cdef void _chain(
@@ -89,6 +102,8 @@ cdef Cut _cut(const Hull* upper, const Hull* lower, double b) noexcept nogil:
     cut.bottom = -cut.bottom
     cut.gap = cut.top - cut.bottom
     cut.run = xu - xl
+    cut.upper_x = xu
+    cut.lower_x = xl
     return cut
 
 
@@ -99,6 +114,7 @@ cdef class OffsetHull:
     cdef double _wander, _allow, _limit
     cdef Py_ssize_t _count
     cdef int64_t[CAPACITY] _upper_at, _upper_y, _lower_at, _lower_y, _rtt
+    cdef int64_t[CAPACITY] _since
     cdef double[CAPACITY] _ux, _uy, _ua, _lx, _ly, _la
     cdef Hull _upper, _lower
     cdef double _box_low, _box_high
@@ -108,6 +124,9 @@ cdef class OffsetHull:
     cdef double _scale
     cdef double _excess
     cdef int64_t _seen
+    cdef double _recent, _mean_age, _upper_wait, _lower_wait
+    cdef double _upper_weight, _lower_weight, _middle
+    cdef double _variance, _covariance, _rate_variance
     cdef double _anchor_rate, _anchor_deviation
     cdef int64_t _anchor_at
     cdef readonly int64_t at
@@ -123,6 +142,7 @@ cdef class OffsetHull:
         self._box_fixed = True
         self._scale = 1.0
         self._anchor_deviation = INFINITY
+        self._variance = INFINITY
         self.rate_deviation = INFINITY
         self.rate_low = -rate_expected
         self.rate_high = rate_expected
@@ -150,6 +170,8 @@ cdef class OffsetHull:
         self._anchor_deviation += slack
         self._count = 0
         self._seen = 0
+        self._recent = 0.0
+        self._variance = INFINITY
 
     def interval(self, int64_t at):
         cdef double age = self._age(at)
@@ -161,6 +183,12 @@ cdef class OffsetHull:
     def offset(self, int64_t at):
         cdef double age = self._age(at)
         return self.reference + int(llrint(self.estimate + self.rate * age))
+
+    def deviation(self, int64_t at):
+        cdef double age = self._age(at)
+        return sqrt(max(
+            0.0, self._variance + age * (2.0 * self._covariance + age * self._rate_variance)
+        ))
 
     # -- the rest is C ---------------------------------------------------------------------
 
@@ -178,6 +206,7 @@ cdef class OffsetHull:
         self, int64_t upper_at, int64_t upper, int64_t lower_at, int64_t lower, int64_t rtt
     ) noexcept nogil:
         cdef Py_ssize_t n, dropped = 0
+        cdef double age
         cdef int64_t now = max(upper_at, lower_at)
         if self._seen == 0:
             self.reference = lower + (upper - lower) // 2
@@ -189,8 +218,15 @@ cdef class OffsetHull:
         self._count = n + 1
         _insert(self._upper_at, self._upper_y, n, upper_at, upper)
         _insert(self._lower_at, self._lower_y, n, lower_at, lower)
+        _insert(self._since, NULL, n, upper_at, 0)
         self._rtt[n] = rtt
         self._seen += 1
+        if self._recent > 0.0:
+            age = <double>(now - self.at)
+            self._recent *= exp(-age / MEMORY_NS)
+            self._mean_age += age
+        self._recent += 1.0
+        self._mean_age -= self._mean_age / self._recent
         self._excess += (<double>(rtt - self._min_rtt()) - self._excess) * max(
             EXCESS_WEIGHT, 1.0 / self._seen
         )
@@ -208,14 +244,18 @@ cdef class OffsetHull:
                 self._lower_at[0] = lower_at
                 self._lower_y[0] = lower
                 self._rtt[0] = rtt
+                self._since[0] = upper_at
                 self._load(now)
                 self._bound(now)
             self._seen = self._count
+            self._recent = <double>self._count
+            self._mean_age = 0.5 * <double>(now - self._upper_at[0])
         self.at = now
         while not self._choose(now) and self._scale < SCALE_MAX:
             self._scale *= 2.0
             self._load(now)
             self._bound(now)
+        self._wait(upper_at, upper, lower_at, lower, now)
         self._anchor()
         self._rebase()
         return dropped
@@ -279,15 +319,24 @@ cdef class OffsetHull:
         self.high = max(cut.bottom, top)
         return True
 
+    cdef Cut _weighed(self, double b) noexcept nogil:
+        """The strip of slope b, each edge with its weight; ``gap`` and ``run`` follow them."""
+        cdef Cut cut = _cut(&self._upper, &self._lower, b)
+        cdef double x = self._middle
+        cut.gap = self._upper_weight * (cut.top + b * x) - self._lower_weight * (cut.bottom + b * x)
+        cut.run = self._upper_weight * (cut.upper_x - x) - self._lower_weight * (cut.lower_x - x)
+        return cut
+
     cdef double _widest(
         self, double p, double q, double* rate, double* value
     ) noexcept nogil:
-        """The widest strip of slope p to q: its width, slope and middle now (Kelley)."""
+        """The widest strip of slope p to q, as the edges weigh: its width, slope and middle now
+        (Kelley)."""
         cdef double b
         cdef Cut left, right, cut
         cdef int i
-        left = _cut(&self._upper, &self._lower, p)
-        right = _cut(&self._upper, &self._lower, q)
+        left = self._weighed(p)
+        right = self._weighed(q)
         if left.run >= 0.0:
             b = p
             cut = left
@@ -299,7 +348,7 @@ cdef class OffsetHull:
                 b = (right.gap - left.gap - left.run * p + right.run * q) / (right.run - left.run)
                 if not p < b < q:
                     b = 0.5 * (p + q)
-                cut = _cut(&self._upper, &self._lower, b)
+                cut = self._weighed(b)
                 if cut.run == 0.0 or left.gap - left.run * (b - p) - cut.gap < TOLERANCE_NS:
                     break
                 if cut.run < 0.0:
@@ -326,6 +375,7 @@ cdef class OffsetHull:
         if low > high:
             low = self.rate_low
             high = self.rate_high
+        self._upper_weight = self._lower_weight = 1.0
         gap = self._widest(low, high, &self.rate, &self.estimate)  # on the hulls of _solve
         steady = gap >= least - SUSPECT * self._excess
         need = max(0.0, min(gap, least) - LOSS * self._excess)
@@ -339,8 +389,81 @@ cdef class OffsetHull:
                 break
             level -= 1
         self._level = level
+        if level == 0:
+            self._hulls(0, 1.0)
+        self._average(low, high, now)
         self.estimate = max(self.low, min(self.high, self.estimate))
         return steady
+
+    cdef void _average(self, double low, double high, int64_t now) noexcept nogil:
+        """From the widest strip to the mean of all strips, each with its likelihood."""
+        cdef double[NODES] rates, values, odds
+        cdef double span = <double>(now - self._upper_at[0])
+        cdef double upper = max(self._upper_wait, WAIT_LEAST_NS) / self._recent
+        cdef double lower = max(self._lower_wait, WAIT_LEAST_NS) / self._recent
+        cdef double step, part, best, ratio, total = 0.0, rate = 0.0, value = 0.0
+        cdef Cut cut
+        cdef int i, middle = NODES // 2
+        self._variance = INFINITY
+        if self._seen < AVERAGE_AFTER or span <= 0.0:
+            return
+        self._upper_weight = 1.0 / upper
+        self._lower_weight = 1.0 / lower
+        self._middle = -self._mean_age
+        self._widest(low, high, &best, &part)
+        step = NODE_FIRST * min(upper, lower) / span
+        rates[middle] = best
+        for i in range(middle):
+            rates[middle + 1 + i] = min(high, best + step)
+            rates[middle - 1 - i] = max(low, best - step)
+            step *= NODE_GROWTH
+        best = -INFINITY
+        for i in range(NODES):
+            cut = self._weighed(rates[i])
+            values[i] = 0.5 * (cut.top + cut.bottom)
+            odds[i] = cut.gap
+            best = max(best, cut.gap)
+        for i in range(NODES):
+            ratio = rates[i] / RATE_TYPICAL
+            odds[i] = exp(odds[i] - best) / (1.0 + ratio * ratio)
+        for i in range(NODES):  # by the trapezoidal rule
+            step = rates[min(i + 1, NODES - 1)] - rates[max(i - 1, 0)]
+            part = step * odds[i]
+            total += part
+            rate += part * rates[i]
+            value += part * values[i]
+        if not total > 0.0:
+            return
+        rate /= total
+        value /= total
+        self._variance = 0.25 * (upper * upper + lower * lower)
+        self._covariance = self._rate_variance = 0.0
+        for i in range(NODES):
+            step = rates[min(i + 1, NODES - 1)] - rates[max(i - 1, 0)]
+            part = step * odds[i] / total
+            self._variance += part * (values[i] - value) * (values[i] - value)
+            self._covariance += part * (values[i] - value) * (rates[i] - rate)
+            self._rate_variance += part * (rates[i] - rate) * (rates[i] - rate)
+        self.rate = rate
+        self.estimate = value + 0.5 * (lower - upper)
+
+    cdef void _wait(
+        self, int64_t upper_at, int64_t upper, int64_t lower_at, int64_t lower, int64_t now
+    ) noexcept nogil:
+        """What the newest exchange waited, each way, beyond the strip's edges."""
+        cdef Cut cut = _cut(&self._upper, &self._lower, self.rate)
+        cdef double share = max(WAIT_WEIGHT, 1.0 / self._seen)
+        cdef double forth = <double>(upper - self.reference) + self.rate * (
+            <double>(now - upper_at)
+        ) - cut.top
+        cdef double back = cut.bottom - <double>(lower - self.reference) - self.rate * (
+            <double>(now - lower_at)
+        )
+        if self._seen > ANCHOR_AFTER:  # a stall is no sign of much queueing
+            forth = min(forth, WAIT_CLIP * max(self._upper_wait, WAIT_LEAST_NS))
+            back = min(back, WAIT_CLIP * max(self._lower_wait, WAIT_LEAST_NS))
+        self._upper_wait += (max(0.0, forth) - self._upper_wait) * share
+        self._lower_wait += (max(0.0, back) - self._lower_wait) * share
 
     cdef void _anchor(self) noexcept nogil:
         """Remember the rate, when it is known better than the remembered one by now."""
@@ -415,35 +538,44 @@ cdef class OffsetHull:
         memmove(self._lower_at, self._lower_at + n, size)
         memmove(self._lower_y, self._lower_y + n, size)
         memmove(self._rtt, self._rtt + n, size)
+        memmove(self._since, self._since + n, size)
 
     cdef void _thin(self) noexcept nogil:
-        """Make room: of each pair in the older half keep the tighter bound."""
-        cdef Py_ssize_t i, a, b, half = CAPACITY // 2, quarter = CAPACITY // 4
-        for i in range(quarter):
-            a = 2 * i
-            b = a + 1
-            if self._upper_y[b] - self._upper_y[a] < self.rate * (
-                <double>(self._upper_at[b] - self._upper_at[a])
-            ):
-                a = b
-            self._upper_at[i] = self._upper_at[a]
-            self._upper_y[i] = self._upper_y[a]
-            a = 2 * i
-            if self._lower_y[b] - self._lower_y[a] > self.rate * (
-                <double>(self._lower_at[b] - self._lower_at[a])
-            ):
-                a = b
-            self._lower_at[i] = self._lower_at[a]
-            self._lower_y[i] = self._lower_y[a]
-            self._rtt[i] = min(self._rtt[2 * i], self._rtt[b])
-        for i in range(half, self._count):
-            a = i - quarter
-            self._upper_at[a] = self._upper_at[i]
-            self._upper_y[a] = self._upper_y[i]
-            self._lower_at[a] = self._lower_at[i]
-            self._lower_y[a] = self._lower_y[i]
-            self._rtt[a] = self._rtt[i]
-        self._count -= quarter
+        """Make room: of two neighbours keep the tighter bound, forward and reverse for themselves.
+        They are those that cover the least time for their age."""
+        cdef Py_ssize_t i, best = 0
+        cdef int64_t newest = self._since[self._count - 1]
+        cdef double cover, least = INFINITY
+        for i in range(self._count - RECENT):
+            cover = <double>(self._since[i + 2] - self._since[i]) / (
+                <double>(newest - self._since[i + 2]) + NEAR_NS
+            )
+            if cover < least:
+                least = cover
+                best = i
+        i = best
+        if self._upper_y[i + 1] - self._upper_y[i] >= self.rate * (
+            <double>(self._upper_at[i + 1] - self._upper_at[i])
+        ):
+            self._upper_at[i + 1] = self._upper_at[i]
+            self._upper_y[i + 1] = self._upper_y[i]
+        if self._lower_y[i + 1] - self._lower_y[i] <= self.rate * (
+            <double>(self._lower_at[i + 1] - self._lower_at[i])
+        ):
+            self._lower_at[i + 1] = self._lower_at[i]
+            self._lower_y[i + 1] = self._lower_y[i]
+        self._rtt[i + 1] = min(self._rtt[i], self._rtt[i + 1])
+        self._count -= 1
+        _remove(self._upper_at, i, self._count)
+        _remove(self._upper_y, i, self._count)
+        _remove(self._lower_at, i, self._count)
+        _remove(self._lower_y, i, self._count)
+        _remove(self._rtt, i, self._count)
+        _remove(self._since, i + 1, self._count)
+
+
+cdef inline void _remove(int64_t* values, Py_ssize_t i, Py_ssize_t left) noexcept nogil:
+    memmove(values + i, values + i + 1, <size_t>(left - i) * sizeof(int64_t))
 
 
 cdef void _insert(int64_t* xs, int64_t* ys, Py_ssize_t n, int64_t x, int64_t y) noexcept nogil:
@@ -451,7 +583,9 @@ cdef void _insert(int64_t* xs, int64_t* ys, Py_ssize_t n, int64_t x, int64_t y) 
     cdef Py_ssize_t i = n
     while i > 0 and xs[i - 1] > x:
         xs[i] = xs[i - 1]
-        ys[i] = ys[i - 1]
+        if ys != NULL:
+            ys[i] = ys[i - 1]
         i -= 1
     xs[i] = x
-    ys[i] = y
+    if ys != NULL:
+        ys[i] = y

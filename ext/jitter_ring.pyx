@@ -1,15 +1,24 @@
 # cython: auto_pickle=False, autotestdict=False
 """The jitter buffer's mechanism: packets in by sequence number, audio out by the clock.
 
-**Two threads, no lock.** One producer calls ``push``, one consumer everything that pulls. A packet
-is copied into slot ``sequence & mask`` and its bit set in a presence map; a set bit makes the slot
-the consumer's, a cleared one the producer's. The consumer announces in ``reading`` which slot it
-is about to claim, then claims it by fetch-and-clear. The producer of a packet for an occupied slot
-claims it the same way (the old packet is dropped, never the whole buffer) and then looks at
-``reading``: these two compare different locations, therefore they are sequentially consistent;
-everything else is a release store read by an acquire load (the bit publishes the slot's content).
-A tag in each slot holds the sequence number it was last used for, so that duplicates and stale
-packets are found in O(1) and nothing is ever cleared.
+**Two threads, no lock.** One producer pushes, one consumer does everything that pulls; anybody may
+look at what is for display, and set ``known_drift_ppm``. Every field has an owner, who alone writes
+it and may read it plainly (``jitter_ring.pxd`` lists them): the configuration nobody any more, the
+producer its numbering and the estimator, the consumer the PCM ring and the control. What the other
+side reads too is one atomic word for each fact: the producer's ``target``, ``wanted``, ``slope``,
+``earliest``, ``ready`` and ``flushes``, the consumer's ``deadline``, ``started``, ``cursor``,
+``newest`` and ``earliness``, and the counters, each with one writer. Several of them read together
+from outside may be of two moments, a pull apart.
+
+Slots change hands. A packet is copied into slot ``sequence & mask`` and its bit set in a presence
+map; a set bit makes the slot the consumer's, a cleared one the producer's. The consumer announces
+in ``reading`` which slot it is about to claim, then claims it by fetch-and-clear. The producer of a
+packet for an occupied slot claims it the same way (the old packet is dropped, never the whole
+buffer) and then looks at ``reading``: these two compare different locations, therefore they are
+sequentially consistent; everything else is a release store read by an acquire load (the bit
+publishes the slot's content). A tag in each slot, the producer's own, holds the sequence number it
+was last used for, so that duplicates and stale packets are found in O(1) and nothing is ever
+cleared. ``make races`` runs all of it under ThreadSanitizer.
 
 **Time.** Sequence numbers and timestamps are unwrapped to 64 bits. A *timeline* of sample frames
 goes on across restarts of the sender: a new epoch, or four packets in a row that agree with each
@@ -25,6 +34,7 @@ cimport cython
 from cpython.buffer cimport (
     PyBUF_FORMAT, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from libc.math cimport NAN, fabs, isnan
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -56,6 +66,8 @@ OVERFLOW = 4
 cdef enum:
     BAND = 20_000  # ns; smaller errors of the playout point are left alone
     FAR = 60_000_000  # ns; more than this too late, a gap is passed over without waiting
+
+cdef int64_t FARTHEST = <int64_t>1 << 62  # ns; sums of two such times fit 64 bits
 
 include "jitter_ring/producer.pxi"
 include "jitter_ring/consumer.pxi"
@@ -146,65 +158,71 @@ cdef class JitterRing:
     # -- producer
 
     def push(
-        self, int64_t sequence_number, int64_t timestamp, payload, int64_t arrival_ns,
-        int epoch=0, bint silence=False,
+        self, sequence_number, timestamp, payload, arrival_ns, epoch=0, bint silence=False
     ):
         """Take in one packet; returns what became of it (ACCEPTED, DUPLICATE, STALE, ...).
 
         ``payload`` is C-contiguous, whole sample frames in the stream's format; it may be empty
-        only with ``silence``, which says that nothing follows it for a while (DTX).
+        only with ``silence``, which says that nothing follows it for a while (DTX). Raises
+        ``ValueError`` for what cannot be a packet of this stream.
         """
+        cdef int64_t sequence = whole("sequence_number", sequence_number)
+        cdef int64_t stamp = whole("timestamp", timestamp)
+        cdef int64_t arrival = whole("arrival_ns", arrival_ns), number = whole("epoch", epoch)
         cdef Py_buffer view
         cdef int outcome
         PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
         try:
-            ring_check(self, sequence_number, timestamp, <size_t>view.len, epoch, silence)
+            ring_check(self, sequence, stamp, <size_t>view.len, arrival, number, silence)
             with nogil:
                 outcome = ring_push(
-                    self, sequence_number, timestamp, <const uint8_t*>view.buf,
-                    <int64_t>(<size_t>view.len / self.frame_bytes), arrival_ns, epoch, silence,
+                    self, sequence, stamp, <const uint8_t*>view.buf,
+                    <int64_t>(<size_t>view.len / self.frame_bytes), arrival, <int>number, silence,
                 )
         finally:
             PyBuffer_Release(&view)
         return outcome
 
-    def push_late(
-        self, int64_t sequence_number, int64_t timestamp, int64_t arrival_ns, int epoch=0
-    ):
+    def push_late(self, sequence_number, timestamp, arrival_ns, epoch=0):
         """A packet whose audio nobody wants any more, for a caller that decodes it himself: it is
-        counted as late, and learned from. Returns what became of it."""
+        counted as late, and learned from. Only for one thread that both pushes and pulls, because
+        it is the consumer that counts those. Returns what became of it."""
+        cdef int64_t sequence = whole("sequence_number", sequence_number)
+        cdef int64_t stamp = whole("timestamp", timestamp)
+        cdef int64_t arrival = whole("arrival_ns", arrival_ns), number = whole("epoch", epoch)
         cdef int outcome
-        ring_check(self, sequence_number, timestamp, 0, epoch, True)
+        ring_check(self, sequence, stamp, 0, arrival, number, True)
         with nogil:
-            outcome = ring_push(
-                self, sequence_number, timestamp, self.arena, 0, arrival_ns, epoch, False
-            )
+            outcome = ring_push(self, sequence, stamp, self.arena, 0, arrival, <int>number, False)
             if outcome == 0:
                 atomic_add(&self.n.late, 1)
         return outcome
 
     def push_many(
         self, const int64_t[::1] sequence_numbers, const int64_t[::1] timestamps,
-        const uint8_t[:, ::1] payloads, const int64_t[::1] arrivals_ns, int epoch=0,
+        const uint8_t[:, ::1] payloads, const int64_t[::1] arrivals_ns, epoch=0,
     ):
         """Take in a block of packets of one size, a row each; returns how many were accepted."""
         cdef Py_ssize_t count = payloads.shape[0], row
-        cdef int64_t frames
+        cdef int64_t frames, number = whole("epoch", epoch)
         cdef Py_ssize_t accepted = 0
         if not count == sequence_numbers.shape[0] == timestamps.shape[0] == arrivals_ns.shape[0]:
             raise ValueError("sequence_numbers, timestamps, payloads and arrivals_ns have one length")
         for row in range(count):
             ring_check(
-                self, sequence_numbers[row], timestamps[row], <size_t>payloads.shape[1], epoch, False
+                self, sequence_numbers[row], timestamps[row], <size_t>payloads.shape[1],
+                arrivals_ns[row], number, False,
             )
         frames = <int64_t>(<size_t>payloads.shape[1] / self.frame_bytes)
         with nogil:
             for row in range(count):
                 accepted += ring_push(
                     self, sequence_numbers[row], timestamps[row], &payloads[row, 0], frames,
-                    arrivals_ns[row], epoch, False,
+                    arrivals_ns[row], <int>number, False,
                 ) == 0
         return accepted
+
+    # -- consumer
 
     def pull_into(self, out, int64_t now_ns):
         """Fill ``out`` (float32, ``(frames, channels)``) with what is due from ``now_ns`` on.
@@ -285,7 +303,7 @@ cdef class JitterRing:
         cdef int64_t frames, passed, at = timestamp + self.line.timestamp_shift
         PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
         try:
-            ring_check(self, 0, timestamp, <size_t>view.len, 0, False)
+            ring_check(self, 0, timestamp, <size_t>view.len, 0, 0, False)
             frames = <int64_t>(<size_t>view.len / self.frame_bytes)
             passed = max(self.cursor - at, 0)
             if not self.started or passed >= frames or at + frames - self.cursor > self.pcm.size:
@@ -295,7 +313,7 @@ cdef class JitterRing:
                 &self.pcm, at + passed, frames,
                 <const uint8_t*>view.buf + <size_t>passed * self.frame_bytes, self.int16, False,
             )
-            self.newest = max(self.newest, at + passed + frames)
+            atomic_store(&self.newest, max(self.newest, at + passed + frames))
         finally:
             PyBuffer_Release(&view)
         atomic_add(&self.n.concealed, frames)
@@ -333,26 +351,26 @@ cdef class JitterRing:
             raise ValueError(f"frames is from 0 to {self.max_pull}, not {frames}")
         ring_hold(self, frames)
 
-    # -- either side, for display
+    def is_silence(self, int64_t ahead=0):
+        """Whether a gap there is silence: nothing was played yet, or it was announced."""
+        return ring_is_silence(self, ahead)
+
+    # -- anybody, for display
 
     @property
     def playing(self):
         """Whether the first packet was taken in, and the playout point is set."""
-        return self.started
+        return atomic_load(&self.started) != 0
 
     @property
     def cursor_timestamp(self):
         """Timestamp of the next frame to be played, on the timeline that restarts do not break."""
-        return self.cursor
+        return atomic_load(&self.cursor)
 
     @property
     def flushes(self):
         """How often a new epoch made what is here void."""
         return atomic_load(&self.flushes)
-
-    def is_silence(self, int64_t ahead=0):
-        """Whether a gap there is silence: nothing was played yet, or it was announced."""
-        return ring_is_silence(self, ahead)
 
     @property
     def buffered_frames(self):
@@ -387,7 +405,7 @@ cdef class JitterRing:
     @property
     def consumer_ns(self):
         """How much earlier than its nominal moment the consumer asks for a packet."""
-        return <int64_t>self.earliness
+        return <int64_t>atomic_load_real(&self.earliness)
 
     def counters(self):
         """(expected, received, duplicates, stale, rejected, overflows, restarts, late, played,

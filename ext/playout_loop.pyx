@@ -15,7 +15,7 @@ cimport cython
 from cpython.buffer cimport (
     PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
-from libc.math cimport NAN, ceil, isnan, llrint, lrintf
+from libc.math cimport NAN, ceil, isnan, llrint
 from libc.stdint cimport int16_t, int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -33,6 +33,7 @@ from echostream._ext.pcm cimport pcm_gap, pcm_read, pcm_run
 from echostream._ext.resample cimport Polyphase
 from echostream._ext.stretch cimport Wsola
 from echostream._ext.timeline cimport SECOND
+from echostream._ext.vector cimport es_to_int16
 
 cdef double ONE = 1099511627776.0           # 2**40: the unit of a resampler's step
 

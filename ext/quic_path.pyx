@@ -15,7 +15,7 @@ from cpython.bytes cimport (
     PyBytes_Size,
 )
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
-from libc.math cimport fabs
+from libc.math cimport INFINITY, fabs
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove, memset
 
@@ -56,7 +56,7 @@ __all__ = [
     "PacketSpace",
     "Ranges",
     "RecoveryState",
-    "Reno",
+    "Westwood",
     "SendPath",
     "SentPacket",
     "Stream",

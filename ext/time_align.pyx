@@ -8,13 +8,7 @@ cimport cython
 from libc.math cimport fabsf, sqrt
 from libc.stdint cimport int16_t, int64_t
 
-cdef extern from *:
-    """
-    /* Adding and taking away 1.5 * 2**23 rounds a float of less than 2**22 to the nearest integer,
-       ties to even, and vectorises, which rintf does not on every target. */
-    #define ES_ROUND(x) (((x) + 12582912.0f) - 12582912.0f)
-    """
-    float ES_ROUND(float x) noexcept nogil
+from echostream._ext.vector cimport es_to_float, es_to_int16
 
 cdef int64_t SECOND = 1_000_000_000
 cdef int64_t MAX_SECONDS = 9_223_372_035    # whole seconds that fit an int64 of nanoseconds
@@ -67,38 +61,19 @@ def ns_to_samples(int64_t ns, int64_t rate) -> int:
 
 
 def int16_to_float32(const int16_t[:, ::1] source not None, float[:, ::1] out not None) -> None:
-    cdef Py_ssize_t i, n
-    cdef const int16_t* x
-    cdef float* y
+    cdef Py_ssize_t n = source.shape[0] * source.shape[1]
     _same_shape(source.shape[0], source.shape[1], out.shape[0], out.shape[1])
-    n = source.shape[0] * source.shape[1]
-    if n == 0:
-        return
-    x = &source[0, 0]
-    y = &out[0, 0]
-    with nogil:
-        for i in range(n):
-            y[i] = <float>x[i] * <float>(1.0 / 32768.0)
+    if n:
+        with nogil:
+            es_to_float(&source[0, 0], &out[0, 0], n)
 
 
 def float32_to_int16(const float[:, ::1] source not None, int16_t[:, ::1] out not None) -> None:
-    cdef Py_ssize_t i, n
-    cdef const float* x
-    cdef int16_t* y
-    cdef float value
+    cdef Py_ssize_t n = source.shape[0] * source.shape[1]
     _same_shape(source.shape[0], source.shape[1], out.shape[0], out.shape[1])
-    n = source.shape[0] * source.shape[1]
-    if n == 0:
-        return
-    x = &source[0, 0]
-    y = &out[0, 0]
-    with nogil:
-        for i in range(n):
-            value = x[i] * <float>32768.0
-            value = value if value == value else <float>0.0
-            value = value if value < <float>32767.0 else <float>32767.0
-            value = value if value > <float>-32768.0 else <float>-32768.0
-            y[i] = <int16_t><int>ES_ROUND(value)
+    if n:
+        with nogil:
+            es_to_int16(&source[0, 0], &out[0, 0], n)
 
 
 def interleave(const float[:, ::1] planar not None, float[:, ::1] out not None) -> None:

@@ -40,11 +40,23 @@ cdef extern from "<sys/socket.h>" nogil:
     #ifndef SOL_UDP
     #define SOL_UDP 17
     #endif
+    #ifndef SOL_IP
+    #define SOL_IP 0
+    #endif
+    #ifndef SOL_IPV6
+    #define SOL_IPV6 41
+    #endif
     """
     int AF_INET
     int AF_INET6
     int MSG_DONTWAIT
+    int SOL_IP
+    int SOL_IPV6
     int SOL_UDP
+    int IP_TOS
+    int IP_RECVTOS
+    int IPV6_TCLASS
+    int IPV6_RECVTCLASS
     int UDP_SEGMENT
     int UDP_GRO
     ctypedef unsigned int socklen_t
@@ -103,7 +115,8 @@ cdef enum:
     # Between the buffers' beginnings: not a power of two, so that they share the cache's sets out.
     # Pages that no datagram has reached take no memory.
     IN_STRIDE = 65536 + 1344
-    CONTROL_WORDS = 8  # 64 bytes, aligned as control messages have to be
+    CONTROL_WORDS = 16  # 128 bytes, aligned as control messages have to be
+    ECN = 3  # its bits in the type of service; ECT(0) is 2 (RFC 3168, section 5)
     OUT_SLOTS = 64  # messages per sendmmsg
     OUT_PIECES = 256  # datagrams per sendmmsg
     MOST_SEGMENTS = 64  # UDP_MAX_SEGMENTS of older kernels
@@ -112,9 +125,13 @@ cdef enum:
     RECEIVERS = 2048  # and, in the kernel's form, of those who are sent to
     TEXT = 64
 
+cdef uint8_t MAPPED[12]  # how the IPv6 addresses begin that stand for IPv4 ones
+MAPPED[:] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255]
+
 
 cdef struct Sender:
     socklen_t size  # 0: not used
+    int ecn  # of the mark that the address tuple says
     sockaddr_in6 address  # large enough for an IPv4 one
 
 
@@ -136,7 +153,11 @@ cdef struct Outgoing:
 @cython.final
 cdef class BatchSocket:
     """The descriptor of a bound, non-blocking UDP socket, read and written in batches. It stays
-    the caller's, who closes it after the last call here. Not for two threads at once."""
+    the caller's, who closes it after the last call here. Not for two threads at once.
+
+    ``marks``: three classes of tuples, what addresses of datagrams with ECT(1), ECT(0) and CE are
+    made of. Datagrams to an address of the second leave as ECT(0). Without it there are no marks.
+    """
 
     cdef readonly int error
     """The errno with which the last call ended early; 0 where it did not."""
@@ -154,9 +175,13 @@ cdef class BatchSocket:
     cdef list names  # the address tuple of each that ``incoming.known`` holds
     cdef dict known  # address tuple to sockaddr
     cdef Py_ssize_t loaded
+    cdef tuple marks
+    cdef object ect0  # the class of addresses to which datagrams leave marked, or None
     cdef Py_ssize_t singly  # datagrams before this index are not put on trains
 
-    def __cinit__(self, int fd, int family, *, bint join = True, bint cut = True):
+    def __cinit__(
+        self, int fd, int family, *, bint join = True, bint cut = True, tuple marks = None
+    ):
         cdef int each, value = 0
         cdef socklen_t size = sizeof(int)
         if family != AF_INET and family != AF_INET6:
@@ -179,6 +204,14 @@ cdef class BatchSocket:
         if cut:
             # A kernel that does not know the option would send a train as one datagram.
             self.cuts = not getsockopt(fd, SOL_UDP, UDP_SEGMENT, &value, &size)
+        if marks is not None:
+            if len(marks) != 3:
+                raise ValueError("marks are three classes")
+            self.marks = marks
+            self.ect0 = marks[1]
+            value = 1  # a dual-stack socket needs both, another knows one only
+            setsockopt(fd, SOL_IP, IP_RECVTOS, &value, sizeof(int))
+            setsockopt(fd, SOL_IPV6, IPV6_RECVTCLASS, &value, sizeof(int))
         if join:
             value = 1
             self.joins = not setsockopt(fd, SOL_UDP, UDP_GRO, &value, sizeof(int))
@@ -230,10 +263,13 @@ cdef class BatchSocket:
         cdef mmsghdr *head = &self.incoming.heads[each]
         cdef const char *data = <const char *>self.incoming.pieces[each].iov_base
         cdef size_t size = min(<size_t>head.msg_len, <size_t>IN_SIZE)
-        cdef size_t step = self.segment(&head.msg_hdr) if self.joins else 0
+        cdef size_t step = 0
         cdef size_t at = 0
+        cdef int ecn = 0
+        if self.joins or self.marks is not None:
+            step = self.segment(&head.msg_hdr, &ecn)
         self.bytes_received += size
-        address = self.sender(each)
+        address = self.sender(each, ecn)
         if address is None:
             return 0
         if not 0 < step < size:
@@ -246,20 +282,24 @@ cdef class BatchSocket:
             at += step
         return 0
 
-    cdef size_t segment(self, msghdr *head) noexcept:
-        """The size of the datagrams that the kernel joined; 0: it is one."""
-        cdef int size
+    cdef size_t segment(self, msghdr *head, int *ecn) noexcept:
+        """The size of the datagrams that the kernel joined; 0: it is one. All have one mark."""
+        cdef int value, size = 0
         cdef cmsghdr *control = CMSG_FIRSTHDR(head)
         while control != NULL:
             if control.cmsg_level == SOL_UDP and control.cmsg_type == UDP_GRO:
                 memcpy(&size, CMSG_DATA(control), sizeof(int))
-                return <size_t>size if size > 0 else 0
+            elif control.cmsg_level == SOL_IP and control.cmsg_type == IP_TOS:
+                ecn[0] = CMSG_DATA(control)[0] & ECN  # one byte here, an int there
+            elif control.cmsg_level == SOL_IPV6 and control.cmsg_type == IPV6_TCLASS:
+                memcpy(&value, CMSG_DATA(control), sizeof(int))
+                ecn[0] = value & ECN
             control = CMSG_NXTHDR(head, control)
-        return 0
+        return <size_t>size if size > 0 else 0
 
-    cdef tuple sender(self, Py_ssize_t each):
-        """The address in a slot, as the socket module gives it; the same tuple again while it is
-        remembered. ``None`` for one of another family."""
+    cdef object sender(self, Py_ssize_t each, int ecn):
+        """The address in a slot, as the socket module gives it, with its mark; the same tuple again
+        while it is remembered. ``None`` for one of another family."""
         cdef const sockaddr_in6 *address = &self.incoming.senders[each]
         cdef const sockaddr_in *four = <const sockaddr_in *>address
         cdef socklen_t size
@@ -276,7 +316,7 @@ cdef class BatchSocket:
             return None
         place = (place * 31 + ntohs(address.sin6_port)) % SENDERS
         known = &self.incoming.known[place]
-        if known.size == size and not memcmp(&known.address, address, size):
+        if known.size == size and known.ecn == ecn and not memcmp(&known.address, address, size):
             return self.names[place]
         if size == 8:
             if inet_ntop(AF_INET, &four.sin_addr, text, TEXT) == NULL:
@@ -291,7 +331,10 @@ cdef class BatchSocket:
                 ntohl(address.sin6_flowinfo),
                 address.sin6_scope_id,
             )
+        if ecn and self.marks is not None:
+            name = self.marks[ecn - 1](name)
         known.size = size
+        known.ecn = ecn
         memcpy(&known.address, address, size)
         self.names[place] = name
         return name
@@ -329,6 +372,11 @@ cdef class BatchSocket:
                     self.cuts = False
                 self.singly = at + <Py_ssize_t>self.outgoing.heads[0].msg_hdr.msg_iovlen
                 continue
+            if self.ect0 is not None and self.outgoing.heads[0].msg_hdr.msg_controllen and (
+                errno == EINVAL or errno == EOPNOTSUPP or errno == ENOPROTOOPT
+            ):
+                self.ect0 = None  # the system does not mark
+                continue
             self.error = errno
             break
         return at
@@ -341,6 +389,7 @@ cdef class BatchSocket:
         cdef size_t size, step, total
         cdef Py_ssize_t pieces = 0
         cdef int slots = 0
+        cdef bint marked = False
         cdef bytes to = None
         last = None
         if len(self.known) > RECEIVERS:
@@ -352,12 +401,15 @@ cdef class BatchSocket:
                 if to is None:
                     break
                 last = address
+                marked = self.ect0 is not None and type(address) is self.ect0
             head = &out.heads[slots].msg_hdr
             head.msg_name = PyBytes_AsString(to)
             head.msg_namelen = <socklen_t>PyBytes_Size(to)
             head.msg_iov = &out.pieces[pieces]
-            head.msg_control = NULL
+            head.msg_control = &out.control[slots]
             head.msg_controllen = 0
+            if marked:
+                self.mark(head)
             out.first[slots] = at
             step = total = self.add(data, pieces)
             head.msg_iovlen = 1
@@ -368,7 +420,9 @@ cdef class BatchSocket:
                 continue
             while at < end and pieces < OUT_PIECES and head.msg_iovlen < MOST_SEGMENTS:
                 data, where = datagrams[at]
-                if not (where is address or where == address):
+                if where is not address and (
+                    type(where) is not type(address) or where != address
+                ):
                     break
                 size = self.add(data, pieces)
                 if not 0 < size <= step or total + size > LONGEST_TRAIN:
@@ -380,7 +434,7 @@ cdef class BatchSocket:
                 if size < step:  # only the last of a train may be shorter
                     break
             if head.msg_iovlen > 1:
-                self.cut(head, slots - 1, <uint16_t>step)
+                self.cut(head, <uint16_t>step)
         self.loaded = at
         return slots
 
@@ -394,12 +448,25 @@ cdef class BatchSocket:
         self.outgoing.pieces[piece].iov_len = size
         return size
 
-    cdef void cut(self, msghdr *head, int slot, uint16_t step) noexcept:
+    cdef void mark(self, msghdr *head) noexcept:
+        """Have what is in a slot leave as ECT(0)."""
+        cdef int value = 2
+        cdef const sockaddr_in6 *to = <const sockaddr_in6 *>head.msg_name
+        cdef cmsghdr *control = <cmsghdr *>head.msg_control
+        head.msg_controllen = CMSG_SPACE(sizeof(int))
+        if to.sin6_family == AF_INET6 and memcmp(&to.sin6_addr, MAPPED, sizeof(MAPPED)):
+            control.cmsg_level = SOL_IPV6
+            control.cmsg_type = IPV6_TCLASS
+        else:
+            control.cmsg_level = SOL_IP
+            control.cmsg_type = IP_TOS
+        control.cmsg_len = CMSG_LEN(sizeof(int))
+        memcpy(CMSG_DATA(control), &value, sizeof(int))
+
+    cdef void cut(self, msghdr *head, uint16_t step) noexcept:
         """Have the kernel cut what is in a slot into datagrams of ``step`` bytes."""
-        cdef cmsghdr *control
-        head.msg_control = &self.outgoing.control[slot]
-        head.msg_controllen = CMSG_SPACE(sizeof(uint16_t))
-        control = CMSG_FIRSTHDR(head)
+        cdef cmsghdr *control = <cmsghdr *>(<char *>head.msg_control + head.msg_controllen)
+        head.msg_controllen += CMSG_SPACE(sizeof(uint16_t))
         control.cmsg_level = SOL_UDP
         control.cmsg_type = UDP_SEGMENT
         control.cmsg_len = CMSG_LEN(sizeof(uint16_t))
@@ -414,7 +481,7 @@ cdef class BatchSocket:
         found = self.known.get(address)
         if found is not None:
             return <bytes>found
-        if type(address) is not tuple or not 2 <= len(address) <= 4:
+        if not isinstance(address, tuple) or not 2 <= len(address) <= 4:
             return None
         name, port, *rest = address
         if type(name) is not str or type(port) is not int or not 0 <= port <= 65535:

@@ -448,6 +448,8 @@ def bad_calls() -> Iterator[Any]:
     yield lambda b: b.push(2**32, 0, silence, 0)
     yield lambda b: b.push(0, -1, silence, 0)
     yield lambda b: b.push(0, 0, silence, 0, epoch=70_000)
+    yield lambda b: b.push(0, 0, silence, 2**62 + 1)
+    yield lambda b: b.push(0, 0, silence, -(2**62) - 1)
     yield lambda b: b.push(0, 0, b"123", 0)
     yield lambda b: b.push(0, 0, np.zeros(FRAME * 7, dtype=np.float32), 0)
     yield lambda b: b.pull_into(np.zeros((8, 1)), 0)
@@ -462,6 +464,25 @@ def test_bad_calls_raise_and_change_nothing(call: Any) -> None:
     with pytest.raises(ValueError):
         call(buffer)
     assert buffer.statistics() == JitterBuffer(RATE).statistics()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [2**63, 2**64 - 1, 1 << 20_000, -(2**63) - 1],
+    ids=["2**63", "2**64 - 1", "huge", "below"],
+)
+@pytest.mark.parametrize("name", ["sequence_number", "timestamp", "arrival_ns", "epoch"])
+def test_a_number_that_no_64_bits_hold_is_named(name: str, value: int) -> None:
+    """It used to be an OverflowError of the C conversion, which named nothing."""
+    buffer = JitterBuffer(RATE)
+    good = {"sequence_number": 0, "timestamp": 0, "arrival_ns": 0, "epoch": 0}
+    silence = np.zeros(FRAME, dtype=np.float32)
+    with pytest.raises(ValueError, match=name):
+        buffer.push(payload=silence, **{**good, name: value})
+    with pytest.raises(ValueError, match=name):
+        buffer.ring.push_late(**{**good, name: value})
+    assert buffer.statistics() == JitterBuffer(RATE).statistics()
+    assert buffer.push(payload=silence, **{**good, "timestamp": 2**63 - 1}) == compiled.ACCEPTED
 
 
 def test_push_and_pull_allocate_nothing() -> None:

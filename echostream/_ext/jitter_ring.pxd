@@ -20,33 +20,39 @@ cdef struct Counters:
 @cython.final
 cdef class JitterRing:
     cdef:
-        # configuration
+        # configuration: written by __init__ alone
         int64_t rate, channels, capacity, max_frames, max_delay_ns, hold_ns, max_pull
         bint int16
         size_t frame_bytes, slot_bytes
-        # slots: written by the producer while the bit is clear, read by the consumer after a claim
+        # slots: the producer's while the bit in `presence` is clear, the consumer's after its claim
         uint8_t* arena
-        int64_t* tags
         int64_t* slot_at
         int64_t* slot_frames
         int64_t* slot_flush
         bint* slot_silence
-        uint64_t* presence
-        # shared
-        int64_t reading, target, wanted, deadline, flushes, ready, earliest
-        double known_slope, slope
+        uint64_t* presence              # atomic, written by both
+        # atomic, written by the producer
+        int64_t target, wanted, flushes, ready, earliest
+        double slope
+        # atomic, written by the consumer
+        int64_t reading, deadline, started, cursor, newest
+        double earliness
+        # atomic, written by anybody
+        double known_slope
+        # atomic, one writer each
         Counters n
-        # producer
+        # the producer's own
+        int64_t* tags
         Delay delay
         Timeline line
         int epoch
-        # consumer
+        # the consumer's own
         Pcm pcm
         Control control
         float* scratch
-        bint started, concealing, heard
-        int64_t cursor, newest, silence_from, held, flushes_seen, patched
-        double reference, deviation, earliness
+        bint concealing, heard
+        int64_t silence_from, held, flushes_seen, patched
+        double reference, deviation
 
 cdef int64_t ring_schedule(JitterRing r, int64_t now) noexcept nogil
 cdef int64_t ring_take(JitterRing r, float* out, int64_t frames, int64_t instead_of) noexcept nogil

@@ -10,6 +10,8 @@ from libc.stdint cimport int16_t, int64_t, uint8_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memchr, memcpy, memset
 
+from echostream._ext.vector cimport es_to_float
+
 cdef struct Pcm:
     int64_t size, mask
     size_t channels
@@ -35,13 +37,10 @@ cdef inline void pcm_close(Pcm* r) noexcept nogil:
 
 
 cdef inline void pcm_convert(float* to, const uint8_t* data, size_t count, bint int16) noexcept nogil:
-    cdef const int16_t* words = <const int16_t*>data
-    cdef size_t i
-    if not int16:
+    if int16:
+        es_to_float(<const int16_t*>data, to, <Py_ssize_t>count)
+    else:
         memcpy(to, data, count * sizeof(float))
-        return
-    for i in range(count):
-        to[i] = words[i] * <float>(1.0 / 32768.0)
 
 
 cdef inline void pcm_write(

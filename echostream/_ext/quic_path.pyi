@@ -12,13 +12,13 @@ __all__ = [
     "PacketSpace",
     "Ranges",
     "RecoveryState",
-    "Reno",
     "SendPath",
     "SentPacket",
     "Stream",
     "StreamLimit",
     "StreamReceiver",
     "StreamSender",
+    "Westwood",
 ]
 
 @final
@@ -159,6 +159,9 @@ class PacketSpace:
     loss_time: Any
     @property
     def sent_packets(self) -> dict[Any, Any]: ...
+    ect0: int
+    ect1: int
+    ce: int
     def __new__(cls) -> Self: ...
 
 @final
@@ -178,7 +181,7 @@ class Pacer:
     def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None: ...
 
 @final
-class Reno:
+class Westwood:
     bytes_in_flight: int
     congestion_window: int
     ssthresh: Any
@@ -220,6 +223,13 @@ class RecoveryState:
     skipped: Any
     largest_delivered: int
     _presumed_lost: dict[Any, Any]
+    ecn_marks: bool
+    ecn_capable: bool
+    ecn_first: int
+    ecn_from: int
+    ecn_ect0: int
+    ecn_ce: int
+    ack_counts: Any
     plain_delivery: bool
     def find_lost(self, now: float, space: PacketSpace) -> list[Any]: ...
     def note_sent(self, packet: Any, space: PacketSpace) -> None: ...
@@ -236,6 +246,7 @@ class ConnectionState:
     _application_space: Any
     _close_at: Any
     _close_pending: bool
+    datagram_ecn: int
     _datagrams: Any
     _datagram_lead: int
     _events: Any
@@ -284,6 +295,8 @@ class ConnectionState:
     _streams_queue: list[Any]
     _urgency: dict[int, int]
     @property
+    def buffered_total(self) -> int: ...
+    @property
     def typed(self) -> bool: ...
     def get_timer(self) -> float | None: ...
     def send_stream_data(self, stream_id: int, data: Any, end_stream: bool = False) -> None: ...
@@ -297,4 +310,6 @@ class ReceivePath(ConnectionState):
 class SendPath(ReceivePath):
     @property
     def idle(self) -> bool: ...
+    @property
+    def max_datagram_payload(self) -> int: ...
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Any]]: ...

@@ -1,4 +1,4 @@
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
 __all__ = ["BatchSocket"]
 
@@ -7,7 +7,13 @@ _Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 @final
 class BatchSocket:
     def __new__(
-        cls, fd: int, family: int, *, join: bool = True, cut: bool = True
+        cls,
+        fd: int,
+        family: int,
+        *,
+        join: bool = True,
+        cut: bool = True,
+        marks: tuple[type[tuple[Any, ...]], ...] | None = None,
     ) -> BatchSocket: ...
     @property
     def error(self) -> int: ...

@@ -2,21 +2,34 @@
 
 A compiler may not reorder a float sum, so that a plain loop stays scalar without -ffast-math. The
 partial sums are spelled out with the vector extension of gcc and clang, which every target
-of theirs lowers to its own registers; other compilers get the plain loop.
+of theirs lowers to its own registers; other compilers get the plain loop. The conversions of
+samples are plain loops of a shape that compilers vectorise by themselves, and spelled out where x86 can do
+better.
 """
+
+from libc.stdint cimport int16_t
 
 cdef extern from * nogil:
     """
     #ifndef ECHOSTREAM_VECTOR
     #define ECHOSTREAM_VECTOR
     #include <stddef.h>
+    #include <stdint.h>
+    #if defined(__SSE2__)
+    #include <emmintrin.h>
+    #endif
 
     #if defined(__GNUC__)
+    #define ES_RESTRICT __restrict__
     typedef float es_f4 __attribute__((vector_size(16), aligned(4), may_alias));
     typedef double es_d2 __attribute__((vector_size(16), aligned(8), may_alias));
     #define ES_F4(p) (*(const es_f4 *)(p))
     #define ES_D2(p) (*(const es_d2 *)(p))
     static inline float es_sum4(es_f4 v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+    #elif defined(_MSC_VER)
+    #define ES_RESTRICT __restrict
+    #else
+    #define ES_RESTRICT
     #endif
 
     /* sum of a[i] * b[i] */
@@ -25,8 +38,9 @@ cdef extern from * nogil:
         ptrdiff_t i = 0;
         float sum = 0.0f;
     #if defined(__GNUC__)
+        const ptrdiff_t whole = n & ~(ptrdiff_t)15;
         es_f4 s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
-        for (; i + 16 <= n; i += 16) {
+        for (; i < whole; i += 16) {
             s0 += ES_F4(a + i) * ES_F4(b + i);
             s1 += ES_F4(a + i + 4) * ES_F4(b + i + 4);
             s2 += ES_F4(a + i + 8) * ES_F4(b + i + 8);
@@ -43,8 +57,9 @@ cdef extern from * nogil:
         ptrdiff_t i = 0;
         double sum = 0.0;
     #if defined(__GNUC__)
+        const ptrdiff_t whole = n & ~(ptrdiff_t)7;
         es_d2 s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
-        for (; i + 8 <= n; i += 8) {
+        for (; i < whole; i += 8) {
             s0 += ES_D2(a + i) * ES_D2(b + i);
             s1 += ES_D2(a + i + 2) * ES_D2(b + i + 2);
             s2 += ES_D2(a + i + 4) * ES_D2(b + i + 4);
@@ -129,8 +144,50 @@ cdef extern from * nogil:
         out[1] = es_filter(row, slope, t, y, n);
     #endif
     }
+
+    /* 32768 to one. Written so that a compiler makes vectors of it: no call, no early exit. */
+    static inline void es_to_float(const int16_t *ES_RESTRICT x, float *ES_RESTRICT y, ptrdiff_t n)
+    {
+        ptrdiff_t i;
+        for (i = 0; i < n; i++) y[i] = x[i] * (1.0f / 32768.0f);
+    }
+
+    /* The way back: nearest, ties to even, saturating; NaN is 0. x86 has all of it but the NaN and
+       the upper bound in two instructions. Elsewhere: comparing floats may trap, which keeps gcc
+       from vectors, so the magnitude is bounded as the integer that its bits are; and adding
+       1.5 * 2**23 rounds a float of less than 2**22 to an integer, which then stands in its low
+       bits, where rintf would be a call. */
+    static inline void es_to_int16(const float *ES_RESTRICT x, int16_t *ES_RESTRICT y, ptrdiff_t n)
+    {
+        ptrdiff_t i = 0;
+    #if defined(__SSE2__)
+        const __m128 unit = _mm_set1_ps(32768.0f), most = _mm_set1_ps(32767.0f);
+        for (; i + 8 <= n; i += 8) {
+            __m128 a = _mm_loadu_ps(x + i), b = _mm_loadu_ps(x + i + 4);
+            a = _mm_min_ps(_mm_mul_ps(_mm_and_ps(a, _mm_cmpord_ps(a, a)), unit), most);
+            b = _mm_min_ps(_mm_mul_ps(_mm_and_ps(b, _mm_cmpord_ps(b, b)), unit), most);
+            _mm_storeu_si128((__m128i *)(y + i),
+                             _mm_packs_epi32(_mm_cvtps_epi32(a), _mm_cvtps_epi32(b)));
+        }
+    #endif
+        for (; i < n; i++) {
+            union { float real; int32_t bits; } v;
+            int32_t size, sign, word;
+            v.real = x[i] * 32768.0f;
+            size = v.bits & 0x7FFFFFFF;
+            sign = v.bits ^ size;
+            size = size > 0x7F800000 ? 0 : size;
+            size = size < 0x47000000 ? size : 0x47000000;
+            v.bits = size | sign;
+            v.real += 12582912.0f;
+            word = v.bits - 0x4B400000;
+            y[i] = (int16_t)(word < 32767 ? word : 32767);
+        }
+    }
     #endif
     """
+    void es_to_float(const int16_t* x, float* y, Py_ssize_t n) noexcept
+    void es_to_int16(const float* x, int16_t* y, Py_ssize_t n) noexcept
     float es_dot(const float* a, const float* b, Py_ssize_t n) noexcept
     double es_dot64(const double* a, const double* b, Py_ssize_t n) noexcept
     void es_lattice(

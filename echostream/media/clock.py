@@ -40,6 +40,9 @@ SUSPEND_NS = 500_000_000
 SPAN_LIMIT_NS = 60_000_000_000
 STAMP_LIMIT_NS = 2**61
 REMEMBERED = 128
+RTT_MEMORY = 1 / 16
+RTT_CLIP = 4
+"""A round trip counts as at most so many usual ones."""
 TICK_NS = 1
 """A difference of two stamps that were rounded to ns may be off by as much."""
 
@@ -95,7 +98,7 @@ class ClockSync:
         self._map = ClockMap()
         self._rate = 0.0
         self._rtt_ns = 0
-        self._queueing_ns = 0.0
+        self._usual_rtt_ns = 0.0
         self._published_at = -(2**63)
         self._published = False
         self._agreeing = 0
@@ -146,9 +149,9 @@ class ClockSync:
         return self._hull.min_rtt
 
     @property
-    def queueing_ns(self) -> float:
-        """What round trips took beyond the shortest one, smoothed."""
-        return self._queueing_ns
+    def usual_rtt_ns(self) -> float:
+        """The round trip, smoothed over some exchanges; 0 before the first."""
+        return self._usual_rtt_ns
 
     @property
     def synchronized(self) -> bool:
@@ -171,6 +174,12 @@ class ClockSync:
         low, high = self._hull.interval(local_ns)
         offset = self.offset_at(local_ns)
         return max(high - offset, offset - low)
+
+    def deviation_at(self, local_ns: int) -> float:
+        """Standard deviation (ns) of the estimate at a local time, for symmetrical paths: what more
+        exchanges make smaller, where :attr:`error_bound_ns` holds what they cannot. Infinite before
+        the fourth exchange."""
+        return self._hull.deviation(local_ns)
 
     def to_local(self, remote_ns: int) -> int:
         """Local time of a remote time. The inverse of :meth:`to_remote` within 1 ns."""
@@ -222,8 +231,10 @@ class ClockSync:
             upper_at, upper, lower_at, lower = t1, t2 - t1, t4, t3 - t4
         dropped = self._hull.add(upper_at, upper + TICK_NS, lower_at, lower - TICK_NS, rtt)
         self._rtt_ns = rtt
-        waited = max(rtt - self._hull.min_rtt, 0)
-        self._queueing_ns += QUEUEING_MEMORY * (waited - self._queueing_ns)
+        share = RTT_MEMORY if self._accepted else 1.0
+        self._usual_rtt_ns += share * (
+            min(rtt, RTT_CLIP * (self._usual_rtt_ns or rtt)) - self._usual_rtt_ns
+        )
         self._accepted += 1
         if dropped:
             self._changes += 1
@@ -359,57 +370,86 @@ BURSTS = (
     (4_000 * MILLISECOND, 6),
 )
 """Pause before a burst, probes in it; the last goes on for ever."""
-SPARSE_PROBES = 3
-LONGEST_PAUSE = 64_000 * MILLISECOND
-SPARSE_NS = 100_000.0
+SPARSE_PROBES = 1
+LONGEST_PAUSE = 32_000 * MILLISECOND
+SPARSE_NS = 200_000.0
 SPARSE_SHARE = 0.1
 """The last pause doubles, up to the longest, while the error bound at its end is no more than that,
-or than that share of it, above half of the shortest round trip: nobody can get below that, and more
-exchanges would not help much. Else it halves."""
-SHARP = (125 * MILLISECOND, 8)
-SHARP_NS = 500_000.0
-"""With :attr:`ProbeSchedule.sharp`, no burst is followed by a longer pause while round trips wait
-longer than that in queues: where delays vary, only many exchanges find the shortest ones."""
-QUEUEING_MEMORY = 1 / 16
+or than that share of it, above half of the usual round trip: more exchanges would not help much.
+Else it halves."""
 SPACING_NS = 5 * MILLISECOND
+SHARP_NS = 8_000.0
+"""While somebody plays by the clock, the next exchange comes before the estimate's standard
+deviation has grown to this: the 99th percentile of what two players are apart by is six of them."""
+SHARP_PAUSES = tuple(pause * MILLISECOND for pause in (640, 320, 160, 80, 40, 20))
+EAGER_NS = 5_000 * MILLISECOND
+"""For so long after the beginning, it may even come after ``SPACING_NS``."""
+RIDE_SHARE = 4
+"""An exchange may wait a quarter of its pause for a packet that leaves anyway;"""
+RIDE_NS = 25 * MILLISECOND
+"""within a burst so long, once another one of it found such a packet."""
 
 
 class ProbeSchedule:
     """When to send the next exchange: 8 probes 5 ms apart at once, bursts of 8 that thin out
-    over half a minute, then 6 probes every 4 s. Where the bound is small anyway, they become 3
-    every 8, 16, 32 or 64 s, the longest pause that keeps it small. Time missed is not caught up.
+    over half a minute, then 6 probes every 4 s. Where the bound is small anyway, they become one
+    every 8, 16 or 32 s, the longest pause that keeps it small. Time missed is not caught up.
+
+    A *sharp* schedule is for a clock that somebody plays in a group by: as many probes as the
+    measured queueing asks for, one every 640 ms on a quiet path, every 20 ms (at first 5 ms) where
+    delays vary much.
     """
 
     def __init__(self, start_ns: int):
-        self.sharp = False
-        """Whether the clock shall be as good as it can be: somebody plays in a group by it."""
+        self._sharp = False
         self.restart(start_ns)
 
     def restart(self, now_ns: int) -> None:
         """Begin again: after a suspend, a step, a new path."""
+        self._start = now_ns
         self._burst = 0
         self._left = BURSTS[0][1]
         self._pause = BURSTS[-1][0]
         self._begun = False  # the present burst
         self._small = False  # the bound, when it began
         self._due = now_ns
+        self._ride = 0
+
+    def sharpen(self, now_ns: int, sharp: bool) -> None:
+        """The clock shall, or need no longer, be as good as it can be."""
+        if sharp and not self._sharp:
+            self._start = now_ns
+            self._due = min(self._due, now_ns)
+        self._sharp = sharp
 
     def next_probe_ns(self, now_ns: int) -> int:
         """When the next probe leaves: ``now_ns`` or later."""
         return max(self._due, now_ns)
 
+    def latest_probe_ns(self, now_ns: int) -> int:
+        """Until when it may wait for a packet that leaves anyway."""
+        return max(self._due + self._ride, now_ns)
+
     def probe_sent(
-        self, now_ns: int, bound_ns: float = inf, min_rtt_ns: int = 0, queueing_ns: float = 0.0
+        self,
+        now_ns: int,
+        bound_ns: float = inf,
+        rtt_ns: float = 0.0,
+        deviation_at: Callable[[int], float] = lambda at: 0.0,
+        *,
+        carried: bool = False,
     ) -> None:
-        """A probe left. The clock's error is at most ``bound_ns``; the shortest round trip took
-        ``min_rtt_ns``, and they wait about ``queueing_ns`` in queues."""
+        """A probe left, ``carried`` by a packet that left anyway. The clock's error is at most
+        ``bound_ns``, a round trip usually takes ``rtt_ns``; ``deviation_at`` is the clock's.
+        """
         if not self._begun:
             self._begun = True
-            slack = max(SPARSE_NS, SPARSE_SHARE * min_rtt_ns)
-            self._small = bound_ns <= min_rtt_ns / 2 + slack
+            slack = max(SPARSE_NS, SPARSE_SHARE * rtt_ns)
+            self._small = bound_ns <= rtt_ns / 2 + slack
         self._left -= 1
         if self._left:
             self._due = now_ns + SPACING_NS
+            self._ride = RIDE_NS if carried else 0
             return
         self._begun = False
         last = len(BURSTS) - 1
@@ -417,9 +457,16 @@ class ProbeSchedule:
         if self._burst == last:
             longer, shorter = 2 * self._pause, self._pause // 2
             self._pause = min(longer, LONGEST_PAUSE) if self._small else max(shorter, pause)
-            if self._pause > pause and not self.sharp:
+            if self._pause > pause:
                 pause, self._left = self._pause, SPARSE_PROBES
         self._burst = min(self._burst + 1, last)
-        if self.sharp and queueing_ns > SHARP_NS and pause > SHARP[0]:
-            pause, self._left = SHARP
+        if self._sharp and (self._burst == last or deviation_at(now_ns + pause) > SHARP_NS):
+            pause, self._left = self._sharp_pause(now_ns, deviation_at), 1
         self._due = now_ns + pause
+        self._ride = pause // RIDE_SHARE
+
+    def _sharp_pause(self, now_ns: int, deviation_at: Callable[[int], float]) -> int:
+        for pause in SHARP_PAUSES:
+            if deviation_at(now_ns + pause) <= SHARP_NS:
+                return pause
+        return SPACING_NS if now_ns - self._start < EAGER_NS else SHARP_PAUSES[-1]

@@ -17,6 +17,10 @@ What is asked of the bounds:
   both ways it is the maximum-likelihood line for exponential queueing (Moon, Skelly, Towsley
   1999, "Estimation and removal of clock skew from network delay measurements"; Geng et al.
   2018, "Exploiting a natural network effect for scalable, fine-grained clock synchronization").
+  While exchanges are few, the likeliest line is often far from the true one, and the mean of all
+  lines, each with its likelihood, is nearer (Pitman 1939, "The estimation of the location and
+  scale parameters of a continuous population of any given form"): that is the estimate. The
+  likelihood takes the queueing of each direction as exponential, with the mean measured.
 
 All times and offsets are integer nanoseconds; differences to a moving reference are float64.
 """
@@ -24,11 +28,16 @@ All times and offsets are integer nanoseconds; differences to a moving reference
 from __future__ import annotations
 
 from bisect import insort
-from math import ceil, floor, inf, sqrt
+from math import ceil, exp, floor, inf, sqrt
 
 __all__ = ["OffsetHull"]
 
-CAPACITY = 128
+CAPACITY = 96
+RECENT = 32
+"""The newest, which are never merged."""
+NEAR_NS = 10e9
+"""Up to this age, bounds are merged so that all stand for about as much time; older ones for the
+more, the older they are."""
 SHARE = (1.0, 1 / 3, 1 / 10, 1 / 30, 1 / 100, 1 / 300)
 """Parts of the allowance among which the estimate chooses."""
 TOLERANCE_NS = 0.01
@@ -41,9 +50,24 @@ SCALE_MAX = 64.0
 ITERATIONS = 64
 ANCHOR_AFTER = 8
 """Exchanges after which their queueing is known well enough to tell what the rate is worth."""
+AVERAGE_AFTER = 4
+MEMORY_NS = 60e9
+"""Exchanges count less for the likelihood as they age, with this time constant."""
+WAIT_WEIGHT = 1 / 256
+WAIT_LEAST_NS = 100.0
+"""Stamps are no better than that."""
+WAIT_CLIP = 3.0
+"""Of a queueing delay, so many means count: a stall is no sign of much queueing."""
+RATE_TYPICAL = 1e-4
+"""Half of all rates between uncorrected quartz clocks are smaller (Cauchy)."""
+NODES = 15
+NODE_FIRST, NODE_GROWTH = 0.25, 2.5
+"""Slopes at which the likelihood is integrated, closest around the likeliest one."""
 
 _Points = list[tuple[float, float]]
+_Clouds = tuple[_Points, _Points]
 _Cut = tuple[float, float, float, float]
+_Weights = tuple[float, float, float]
 
 
 class OffsetHull:
@@ -56,7 +80,7 @@ class OffsetHull:
 
     After :meth:`add`, relative to ``reference`` and at local time ``at``: the feasible offsets
     ``low`` to ``high``, their rates ``rate_low`` to ``rate_high``, ``estimate`` and ``rate``, and
-    ``rate_deviation``, what queueing of the present size does to ``rate``.
+    ``rate_deviation``, what queueing of the present size does to the widest strip's rate.
     """
 
     def __init__(self, wander: float, rate_expected: float, rate_limit: float):
@@ -68,10 +92,15 @@ class OffsetHull:
         self._uppers: list[tuple[int, int]] = []
         self._lowers: list[tuple[int, int]] = []
         self._rtts: list[int] = []
+        self._since: list[int] = []  # what each bound stands for begins there
         self._level = 0
         self._scale = 1.0
         self._excess = 0.0
         self._seen = 0
+        self._recent = self._mean_age = 0.0
+        self._waits = (0.0, 0.0)
+        self._spread = (inf, 0.0, 0.0)  # variances of offset and rate, covariance between them
+        self._clouds: _Clouds = ([], [])
         self._anchor_rate = 0.0
         self._anchor_deviation = inf
         self._anchor_at = 0
@@ -82,7 +111,7 @@ class OffsetHull:
         self.rate_deviation = inf
 
     def __len__(self) -> int:
-        """Exchanges in the window; at most 128, older ones are merged."""
+        """Exchanges in the window; at most 96, older ones are merged."""
         return len(self._rtts)
 
     @property
@@ -112,7 +141,13 @@ class OffsetHull:
         insort(self._uppers, (upper_at, upper), key=lambda p: p[0])
         insort(self._lowers, (lower_at, lower), key=lambda p: p[0])
         self._rtts.append(rtt)
+        insort(self._since, upper_at)
         self._seen += 1
+        if self._recent > 0.0:
+            self._recent *= exp(-(now - self.at) / MEMORY_NS)
+            self._mean_age += now - self.at
+        self._recent += 1.0
+        self._mean_age -= self._mean_age / self._recent
         weight = max(EXCESS_WEIGHT, 1.0 / self._seen)
         self._excess += ((rtt - self.min_rtt) - self._excess) * weight
         self._scale = max(1.0, self._scale * (1.0 - EXCESS_WEIGHT))
@@ -124,13 +159,16 @@ class OffsetHull:
                 dropped += len(self._rtts) - 1
                 self._uppers = [(upper_at, upper)]
                 self._lowers = [(lower_at, lower)]
-                self._rtts = [rtt]
+                self._rtts, self._since = [rtt], [upper_at]
                 self._bound(now)
             self._seen = len(self._rtts)
+            self._recent = float(self._seen)
+            self._mean_age = 0.5 * (now - self._uppers[0][0])
         while not self._choose(now) and self._scale < SCALE_MAX:
             self._scale *= 2.0
             self._bound(now)
         self.at = now
+        self._wait((upper_at, upper), (lower_at, lower))
         self._anchor()
         self._rebase()
         return dropped
@@ -140,8 +178,10 @@ class OffsetHull:
         low, high = self._widened(self.rate_low, self.rate_high, at - self.at)
         self._set_box(low - slack, high + slack, at)
         self._anchor_deviation += slack
-        self._uppers, self._lowers, self._rtts = [], [], []
+        self._uppers, self._lowers, self._rtts, self._since = [], [], [], []
         self._seen = 0
+        self._recent = 0.0
+        self._spread = (inf, 0.0, 0.0)
 
     def interval(self, at: int) -> tuple[int, int]:
         """All offsets that are possible at local time ``at``, in ns; wider with its distance."""
@@ -155,7 +195,14 @@ class OffsetHull:
         """The estimate at local time ``at``, in ns."""
         return self.reference + round(self.estimate + self.rate * max(at - self.at, 0))
 
-    def _points(self, start: int, share: float, now: int) -> tuple[_Points, _Points]:
+    def deviation(self, at: int) -> float:
+        """Standard deviation of the estimate at local time ``at`` in ns, as far as queueing is
+        exponential; infinite before the fourth exchange. No bound: asymmetry is not in it."""
+        age = max(at - self.at, 0)
+        variance, covariance, rate_variance = self._spread
+        return sqrt(max(0.0, variance + age * (2.0 * covariance + age * rate_variance)))
+
+    def _points(self, start: int, share: float, now: int) -> _Clouds:
         """Both clouds as ``(x, y)``, relative to now and to the reference, relaxed."""
         scale = share * self._scale * self._allow
         upper: _Points = []
@@ -201,10 +248,12 @@ class OffsetHull:
         self.low, self.high = min(bottom, top), max(bottom, top)
         return True
 
-    def _widest(self, share: float, now: int, p: float, q: float) -> tuple[float, float, float]:
-        """The widest strip of slope p to q: its width, slope and middle now (Kelley)."""
-        clouds = self._points(0, share, now)
-        left, right = _cut(clouds, p), _cut(clouds, q)
+    def _widest(
+        self, clouds: _Clouds, p: float, q: float, weights: _Weights = (1.0, 1.0, 0.0)
+    ) -> tuple[float, float, float]:
+        """The widest strip of slope p to q, as the edges weigh: its width, slope and middle now
+        (Kelley)."""
+        left, right = _cut(clouds, p, weights), _cut(clouds, q, weights)
         if left[1] >= 0.0:
             b, cut = p, left
         elif right[1] <= 0.0:
@@ -214,7 +263,7 @@ class OffsetHull:
                 b = (right[0] - left[0] - left[1] * p + right[1] * q) / (right[1] - left[1])
                 if not p < b < q:
                     b = 0.5 * (p + q)
-                cut = _cut(clouds, b)
+                cut = _cut(clouds, b, weights)
                 if cut[1] == 0.0 or left[0] - left[1] * (b - p) - cut[0] < TOLERANCE_NS:
                     break
                 if cut[1] < 0.0:
@@ -230,21 +279,76 @@ class OffsetHull:
         """
         level = self._level
         low, high = self._credible(now)
-        gap, self.rate, estimate = self._widest(SHARE[0], now, low, high)
+        clouds = self._points(0, SHARE[0], now)
+        gap, self.rate, self.estimate = self._widest(clouds, low, high)
         least = self.min_rtt
         steady = gap >= least - SUSPECT * self._excess
         need = max(0.0, min(gap, least) - LOSS * self._excess)
         if self._seen % 8 == 0 and level < len(SHARE) - 1:
             level += 1
         while level > 0:
-            gap, rate, value = self._widest(SHARE[level], now, low, high)
+            relaxed = self._points(0, SHARE[level], now)
+            gap, rate, value = self._widest(relaxed, low, high)
             if gap >= need:
-                self.rate, estimate = rate, value
+                self.rate, self.estimate = rate, value
+                clouds = relaxed
                 break
             level -= 1
         self._level = level
-        self.estimate = max(self.low, min(self.high, estimate))
+        self._clouds = clouds
+        self._average(clouds, low, high, now)
+        self.estimate = max(self.low, min(self.high, self.estimate))
         return steady
+
+    def _average(self, clouds: _Clouds, low: float, high: float, now: int) -> None:
+        """From the widest strip to the mean of all strips, each with its likelihood."""
+        self._spread = (inf, 0.0, 0.0)
+        span = now - self._uppers[0][0]
+        if self._seen < AVERAGE_AFTER or span <= 0:
+            return
+        upper, lower = (max(wait, WAIT_LEAST_NS) / self._recent for wait in self._waits)
+        weights = (1.0 / upper, 1.0 / lower, -self._mean_age)
+        _, best, _ = self._widest(clouds, low, high, weights)
+        rates, step = [best], NODE_FIRST * min(upper, lower) / span
+        for _ in range(NODES // 2):
+            rates = [max(low, best - step), *rates, min(high, best + step)]
+            step *= NODE_GROWTH
+        cuts = [_cut(clouds, b, weights) for b in rates]
+        values = [0.5 * (cut[2] + cut[3]) for cut in cuts]
+        most = max(cut[0] for cut in cuts)
+        odds = [
+            (right - left) * exp(cut[0] - most) / (1.0 + (b / RATE_TYPICAL) * (b / RATE_TYPICAL))
+            for left, b, right, cut in zip(
+                [rates[0], *rates], rates, [*rates[1:], rates[-1]], cuts, strict=False
+            )
+        ]
+        total = sum(odds)
+        if not total > 0.0:
+            return
+        rate = sum(o * b for o, b in zip(odds, rates, strict=True)) / total
+        value = sum(o * v for o, v in zip(odds, values, strict=True)) / total
+        variance, covariance, rate_variance = 0.25 * (upper * upper + lower * lower), 0.0, 0.0
+        for o, b, v in zip(odds, rates, values, strict=True):
+            part = o / total
+            variance += part * (v - value) * (v - value)
+            covariance += part * (v - value) * (b - rate)
+            rate_variance += part * (b - rate) * (b - rate)
+        self._spread = (variance, covariance, rate_variance)
+        self.rate, self.estimate = rate, value + 0.5 * (lower - upper)
+
+    def _wait(self, upper: tuple[int, int], lower: tuple[int, int]) -> None:
+        """What the newest exchange waited, each way, beyond the strip's edges."""
+        _, _, top, bottom = _cut(self._clouds, self.rate)
+        waits = (
+            upper[1] - self.reference + self.rate * (self.at - upper[0]) - top,
+            bottom - (lower[1] - self.reference) - self.rate * (self.at - lower[0]),
+        )
+        share = max(WAIT_WEIGHT, 1.0 / self._seen)
+        clip = WAIT_CLIP if self._seen > ANCHOR_AFTER else inf
+        self._waits = tuple(  # type: ignore[assignment]
+            mean + (max(0.0, min(wait, clip * max(mean, WAIT_LEAST_NS))) - mean) * share
+            for wait, mean in zip(waits, self._waits, strict=True)
+        )
 
     def _credible(self, now: int) -> tuple[float, float]:
         """Rates near the one that was known best: where a route changed, the widest strip is a
@@ -284,7 +388,7 @@ class OffsetHull:
         self._set_box(low, high, now)
         self._anchor_deviation = inf
         self._level = 0
-        del self._uppers[:kept], self._lowers[:kept], self._rtts[:kept]
+        del self._uppers[:kept], self._lowers[:kept], self._rtts[:kept], self._since[:kept]
         return kept
 
     def _suffix(self, low: float, high: float, now: int) -> int:
@@ -314,19 +418,26 @@ class OffsetHull:
         self.estimate -= shift
 
     def _thin(self) -> None:
-        """Make room: of each pair in the older half keep the tighter bound."""
-        half = CAPACITY // 2
+        """Make room: of two neighbours keep the tighter bound, forward and reverse for themselves.
+        They are those that cover the least time for their age."""
+        since = self._since
+        i = min(
+            range(CAPACITY - RECENT),
+            key=lambda i: (since[i + 2] - since[i]) / (since[-1] - since[i + 2] + NEAR_NS),
+        )
+        del since[i + 1]
         for points, sign in ((self._uppers, 1), (self._lowers, -1)):
-            points[:half] = [
-                b if sign * (b[1] - a[1]) < sign * self.rate * (b[0] - a[0]) else a
-                for a, b in zip(points[:half:2], points[1:half:2], strict=True)
-            ]
-        rtts = self._rtts
-        rtts[:half] = map(min, rtts[:half:2], rtts[1:half:2])
+            a, b = points[i], points[i + 1]
+            tighter = sign * (b[1] - a[1]) < sign * self.rate * (b[0] - a[0])
+            points[i : i + 2] = [b if tighter else a]
+        self._rtts[i : i + 2] = [min(self._rtts[i : i + 2])]
 
 
-def _cut(clouds: tuple[_Points, _Points], b: float) -> _Cut:
-    """The widest strip of slope ``b``: width, its change with ``-b``, upper and lower edge."""
-    top, x_upper = min((y - b * x, x) for x, y in clouds[0])
-    bottom, x_lower = max((y - b * x, -x) for x, y in clouds[1])
-    return top - bottom, x_upper + x_lower, top, bottom
+def _cut(clouds: _Clouds, b: float, weights: _Weights = (1.0, 1.0, 0.0)) -> _Cut:
+    """The widest strip of slope ``b``, its upper and lower edge weighed: the width, its change with
+    ``-b``, both edges. ``weights[2]``: where the edges' values count, for all slopes."""
+    top, upper_x = min((y - b * x, x) for x, y in clouds[0])
+    bottom, lower_x = max((y - b * x, -x) for x, y in clouds[1])
+    upper, lower, x = weights
+    gap = upper * (top + b * x) - lower * (bottom + b * x)
+    return gap, upper * (upper_x - x) - lower * (-lower_x - x), top, bottom

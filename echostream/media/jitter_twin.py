@@ -1,7 +1,8 @@
 """Plain-Python twin of :mod:`echostream._ext.jitter_ring`: oracle, and fallback.
 
 The same behaviour from simpler means: waiting packets in a dictionary, PCM in a numpy array, one
-lock instead of atomics. What things mean is told in ``ext/jitter_ring.pyx``.
+lock instead of atomics (what is for display is read without it). What things mean is told in
+``ext/jitter_ring.pyx``.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echostream.media.delay import DelayEstimator, PlayoutControl
+from echostream.media.pcm_ring import PcmRing
+from echostream.media.timeline import SECOND, Timeline, to_frames, to_ns, unwrap
 
 __all__ = ["ACCEPTED", "DUPLICATE", "OVERFLOW", "REJECTED", "STALE", "JitterRing"]
 
 ACCEPTED, DUPLICATE, STALE, REJECTED, OVERFLOW = range(5)
-SECOND = 1_000_000_000
 BAND = 20_000
 FAR = 60_000_000
-DAY_S = 86_400
 FOREVER = 2**63 - 1
+FARTHEST = 1 << 62
 COUNTERS = (
     "expected",
     "received",
@@ -42,25 +44,6 @@ COUNTERS = (
     "skipped",
     "flushed",
 )
-
-
-def to_ns(frames: int, rate: int) -> int:
-    sign = 1 if frames >= 0 else -1
-    seconds, rest = divmod(abs(frames), rate)
-    return sign * (seconds * SECOND + rest * SECOND // rate)
-
-
-def to_frames(ns: int, rate: int) -> int:
-    sign = 1 if ns >= 0 else -1
-    seconds, rest = divmod(abs(ns), SECOND)
-    return sign * (seconds * rate + (rest * rate + SECOND // 2) // SECOND)
-
-
-def unwrap(value: int, near: int, bits: int) -> int:
-    if bits >= 64:
-        return value
-    ahead = (value - near) % (1 << bits)
-    return near + (ahead if ahead < 1 << (bits - 1) else ahead - (1 << bits))
 
 
 class JitterRing:
@@ -99,31 +82,24 @@ class JitterRing:
         self._frame_bytes = channels * (2 if int16 else 4)
         self._max_frames = max_packet_frames
         self._capacity = capacity
-        self._sequence_bits = sequence_bits
-        self._timestamp_bits = timestamp_bits
         self._max_delay_ns = int(maximum_ns)
         self._hold_ns = hold_ns
         self._max_pull = max_pull
         self._delay = DelayEstimator(late, start_ns, minimum_ns, maximum_ns, start_share, settle_s)
+        self._line = Timeline(sample_rate, capacity, sequence_bits, timestamp_bits, self._delay)
         self._control = PlayoutControl(raise_rate, lower_rate)
         self._n = dict.fromkeys(COUNTERS, 0)
         self.known_drift_ppm = math.nan
         # producer
         self._tags = [0] * capacity
         self._waiting: dict[int, tuple[int, NDArray[np.float32], bool, int]] = {}
-        self._raw_sequence = self._raw_timestamp = 0
-        self._sequence_shift = self._timestamp_shift = 0
-        self._highest = self._first = self._expected_before = 0
         self._epoch = 0
-        self._run = self._run_sequence = self._run_timestamp = self._run_arrival = 0
         self._flushes = self._flushes_seen = 0
         self._target = self._wanted = 0
         self._deadline: int | None = None
         self._earliest = FOREVER
         # consumer
-        self._size = ring_frames
-        self._pcm = np.zeros((ring_frames, channels), dtype=np.float32)
-        self._marks = np.zeros(ring_frames, dtype=np.uint8)
+        self._pcm = PcmRing(ring_frames, channels)
         self._started = self._concealing = self._heard = False
         self._cursor = self._newest = self._held = self._patched = 0
         self._silence_from = FOREVER
@@ -141,7 +117,7 @@ class JitterRing:
         silence: bool = False,
     ) -> int:
         data = memoryview(payload).cast("B")
-        self._check(sequence_number, timestamp, len(data), epoch, silence)
+        self._check(sequence_number, timestamp, len(data), arrival_ns, epoch, silence)
         frames = self._samples(data)
         with self._lock:
             return self._push(sequence_number, timestamp, frames, arrival_ns, epoch, silence)
@@ -156,7 +132,7 @@ class JitterRing:
     def push_late(
         self, sequence_number: int, timestamp: int, arrival_ns: int, epoch: int = 0
     ) -> int:
-        self._check(sequence_number, timestamp, 0, epoch, True)
+        self._check(sequence_number, timestamp, 0, arrival_ns, epoch, True)
         nothing = np.zeros((0, self._channels), np.float32)
         with self._lock:
             outcome = self._push(sequence_number, timestamp, nothing, arrival_ns, epoch, False)
@@ -189,18 +165,36 @@ class JitterRing:
         return accepted
 
     def _check(
-        self, sequence_number: int, timestamp: int, length: int, epoch: int, silence: bool
+        self,
+        sequence_number: int,
+        timestamp: int,
+        length: int,
+        arrival: int,
+        epoch: int,
+        silence: bool,
     ) -> None:
+        whole = {
+            "sequence_number": sequence_number,
+            "timestamp": timestamp,
+            "arrival_ns": arrival,
+            "epoch": epoch,
+        }
+        for name, value in whole.items():
+            if not -FOREVER <= value <= FOREVER:
+                raise ValueError(f"{name} needs more than 63 bits")
         too_long = length > self._max_frames * self._frame_bytes
         if length % self._frame_bytes or too_long or not (length or silence):
             raise ValueError(
                 f"a payload is 1 to {self._max_frames} sample frames of {self._frame_bytes} bytes, "
                 f"not {length} bytes; set max_packet_ms for longer packets"
             )
-        if sequence_number < 0 or sequence_number >> self._sequence_bits:
+        if sequence_number < 0 or sequence_number >> self._line.sequence_bits:
             raise ValueError(f"sequence_number {sequence_number} needs more bits than agreed")
-        if timestamp < 0 or (self._timestamp_bits < 63 and timestamp >> self._timestamp_bits):
+        bits = self._line.timestamp_bits
+        if timestamp < 0 or (bits < 63 and timestamp >> bits):
             raise ValueError(f"timestamp {timestamp} is negative or needs more bits than agreed")
+        if not -FARTHEST <= arrival <= FARTHEST:
+            raise ValueError(f"arrival_ns {arrival} is more than 146 years away")
         if not 0 <= epoch < 65536:
             raise ValueError(f"epoch is from 0 to 65535, not {epoch}")
 
@@ -213,38 +207,36 @@ class JitterRing:
         epoch: int,
         silence: bool,
     ) -> int:
+        line = self._line
         if self._delay.packets == 0:
             self._epoch = epoch
-            self._raw_sequence = sequence
-            self._raw_timestamp = timestamp
-            self._timestamp_shift = 0 if timestamp // self._rate < SECOND else -timestamp
-            self._first = 2 * self._capacity
-            self._sequence_shift = self._first - sequence
-            self._highest = self._first - 1
+            line.begin(sequence, timestamp)
         elif epoch != self._epoch:
             if (epoch - self._epoch) % 65536 >= 0x8000:
                 self._n["stale"] += 1
                 return STALE
             self._epoch = epoch
-            self._renumber(sequence, timestamp, arrival)
+            self._n["restarts"] += 1
+            line.renumber(sequence, timestamp, arrival)
             self._flushes += 1
-        raw = unwrap(sequence, self._raw_sequence, self._sequence_bits)
-        stamp = unwrap(timestamp, self._raw_timestamp, self._timestamp_bits)
-        far = abs(raw - self._raw_sequence) >= self._capacity or not self._near(stamp)
+        raw = unwrap(sequence, line.raw_sequence, line.sequence_bits)
+        stamp = unwrap(timestamp, line.raw_timestamp, line.timestamp_bits)
+        far = abs(raw - line.raw_sequence) >= self._capacity or not line.near(stamp)
         known = self._delay.packets > 0
-        if far or (known and self._transit(stamp, arrival) > self._max_delay_ns):
-            if self._run_agrees(sequence, timestamp, arrival):
-                self._renumber(sequence, timestamp, arrival)
+        if far or (known and line.transit(stamp, arrival) > self._max_delay_ns):
+            if line.run_agrees(sequence, timestamp, arrival):
+                self._n["restarts"] += 1
+                line.renumber(sequence, timestamp, arrival)
                 if not far:
                     self._delay.relearn()
-                raw, stamp = self._raw_sequence, self._raw_timestamp
+                raw, stamp = line.raw_sequence, line.raw_timestamp
             elif far:
                 self._n["rejected"] += 1
                 return REJECTED
         else:
-            self._run = 0
-        number = raw + self._sequence_shift
-        at = stamp + self._timestamp_shift
+            line.run = 0
+        number = raw + line.sequence_shift
+        at = stamp + line.timestamp_shift
         slot = number % self._capacity
         if self._tags[slot] >= number:
             outcome = DUPLICATE if self._tags[slot] == number else STALE
@@ -253,10 +245,7 @@ class JitterRing:
         if slot in self._waiting:
             self._n["overflows"] += 1
         self._tags[slot] = number
-        if number > self._highest:
-            self._highest, self._raw_sequence, self._raw_timestamp = number, raw, stamp
-        self._first = min(self._first, number)
-        self._n["expected"] = self._expected_before + self._highest - self._first + 1
+        self._n["expected"] = line.take(number, raw, stamp)
         self._n["received"] += 1
         self._earliest = min(self._earliest, at)
         self._waiting[slot] = (at, frames, silence, self._flushes)
@@ -268,62 +257,11 @@ class JitterRing:
         self._target = self._delay.target_ns(send)
         return ACCEPTED
 
-    def _near(self, stamp: int) -> bool:
-        return abs(stamp - self._raw_timestamp) <= DAY_S * self._rate
-
-    def _transit(self, stamp: int, arrival: int) -> int:
-        send = to_ns(stamp + self._timestamp_shift, self._rate)
-        return arrival - send - self._delay.base_ns(send)
-
-    def _run_agrees(self, sequence: int, timestamp: int, arrival: int) -> bool:
-        following = self._run_sequence + 1
-        if not self._run or unwrap(sequence, self._run_sequence, self._sequence_bits) != following:
-            self._run = 0
-            self._run_timestamp, self._run_arrival = timestamp, arrival
-        self._run += 1
-        self._run_sequence = sequence
-        if self._run < 4:
-            return False
-        self._run = 0
-        sent = unwrap(timestamp, self._run_timestamp, self._timestamp_bits) - self._run_timestamp
-        if not 0 < sent <= DAY_S * self._rate:
-            return False
-        sent = to_ns(sent, self._rate)
-        came = arrival - self._run_arrival
-        return sent <= 2 * came and came <= 2 * sent + SECOND // 10
-
-    def _renumber(self, sequence: int, timestamp: int, arrival: int) -> None:
-        stamp = unwrap(timestamp, self._raw_timestamp, self._timestamp_bits)
-        self._n["restarts"] += 1
-        self._expected_before += self._highest - self._first + 1
-        self._raw_sequence = sequence
-        self._first = self._highest + self._capacity + 1
-        self._sequence_shift = self._first - sequence
-        self._highest = self._first - 1
-        near = self._near(stamp)
-        if not near:
-            stamp = self._raw_timestamp
-        transit = self._transit(stamp, arrival)
-        if near and -SECOND // 20 <= transit <= self._delay.wanted_ns + SECOND // 20:
-            self._raw_timestamp = stamp
-            return
-        at = stamp + self._timestamp_shift
-        self._timestamp_shift = at + to_frames(transit, self._rate) - timestamp
-        self._raw_timestamp = timestamp
-
     # -- consumer
 
-    def _rows(self, at: int, frames: int) -> NDArray[np.int64]:
-        return np.arange(at, at + frames) % self._size
-
-    def _clear(self, at: int, frames: int) -> None:
-        rows = self._rows(at, min(frames, self._size))
-        self._pcm[rows] = 0.0
-        self._marks[rows] = 0
-
     def _flush(self, number: int) -> None:
-        self._n["flushed"] += min(max(self._newest - self._cursor, 0), self._size)
-        self._clear(self._cursor, self._size)
+        self._n["flushed"] += min(max(self._newest - self._cursor, 0), self._pcm.size)
+        self._pcm.clear(self._cursor, self._pcm.size)
         self._newest = self._silence_from = self._cursor
         self._flushes_seen = number
 
@@ -341,19 +279,15 @@ class JitterRing:
             self._n["late"] += len(frames) > 0
             if passed >= len(frames):
                 return
-        if end - self._cursor > self._size:
+        if end - self._cursor > self._pcm.size:
             self._skip(end - self._cursor - to_frames(self._max_delay_ns, self._rate))
             passed = max(self._cursor - at, 0)
-        rows = self._rows(at + passed, len(frames) - passed)
-        self._pcm[rows] = frames[passed:]
-        self._marks[rows] = 1
-        if len(rows) and not passed:
-            self._marks[rows[0]] = 2
+        self._pcm.write(at + passed, frames[passed:], first=not passed)
         self._newest = max(self._newest, end)
 
     def _skip(self, frames: int) -> None:
         self._n["skipped"] += min(max(self._newest - self._cursor, 0), frames)
-        self._clear(self._cursor, frames)
+        self._pcm.clear(self._cursor, frames)
         self._cursor += frames
         self._newest = max(self._newest, self._cursor)
         self._reference -= to_ns(frames, self._rate)
@@ -384,26 +318,18 @@ class JitterRing:
             self._deadline = int(self._reference - self._earliness)
             return int(self._target + self._earliness - self._reference)
 
-    def _next_packet(self, at: int, frames: int) -> int:
-        found = np.flatnonzero(self._marks[self._rows(at, frames)] == 2)
-        return int(found[0]) if len(found) else frames
-
-    def _run_of(self, at: int, frames: int, real: bool) -> int:
-        found = np.flatnonzero((self._marks[self._rows(at, frames)] != 0) != real)
-        return int(found[0]) if len(found) else frames
-
     def _take(self, frames: int) -> tuple[NDArray[np.float32], int]:
-        for start in np.flatnonzero(self._marks[self._rows(self._cursor, frames)] == 2).tolist():
+        for start in self._pcm.packets(self._cursor, frames):
             self._n["played"] += 1
             early = to_ns(start, self._rate) - self._deviation
             if early > self._earliness:
                 self._earliness = early
             else:
                 self._earliness += (early - self._earliness) / 512.0
-        out = self._pcm[self._rows(self._cursor, frames)]
+        out = self._pcm.read(self._cursor, frames)
         done = real = 0
         while done < frames:
-            run = self._run_of(self._cursor + done, frames - done, True)
+            run = self._pcm.run(self._cursor + done, frames - done)
             if run:
                 real += run
                 self._concealing = False
@@ -412,10 +338,10 @@ class JitterRing:
                 if self._cursor + done + run > self._silence_from:
                     self._silence_from = FOREVER
             else:
-                run = self._run_of(self._cursor + done, frames - done, False)
+                run = self._pcm.gap(self._cursor + done, frames - done)
                 self._missing(self._cursor + done, run)
             done += run
-        self._clear(self._cursor, frames)
+        self._pcm.clear(self._cursor, frames)
         self._n["played_frames"] += real
         self._cursor += frames
         return out, real
@@ -466,7 +392,7 @@ class JitterRing:
         held, move, grain = 0, 0.0, SECOND / rate
         span = to_ns(frames, rate)
         self._control.watch(error, span, self._wanted)
-        if self._marks[self._cursor % self._size]:
+        if self._pcm.real(self._cursor):
             move = self._control.step(error, span, grain)
         elif error > BAND:
             held = min(frames, to_frames(error, rate))
@@ -475,7 +401,7 @@ class JitterRing:
             and self._newest > self._cursor
             and (self._control.falling or self._held or error < -FAR)
         ):
-            gap = self._run_of(self._cursor, min(to_frames(-error, rate), self._size), False)
+            gap = self._pcm.gap(self._cursor, min(to_frames(-error, rate), self._pcm.size))
             self._cursor += gap
             self._newest = max(self._newest, self._cursor)
             self._reference -= to_ns(gap, rate)
@@ -497,7 +423,7 @@ class JitterRing:
         if take == rest:
             out[held:] = taken
             return real
-        block = np.vstack([taken, self._pcm[self._rows(self._cursor, 1)]]).astype(np.float64)
+        block = np.vstack([taken, self._pcm.read(self._cursor, 1)]).astype(np.float64)
         position = np.arange(rest) * float(take) / rest
         row = position.astype(np.int64)
         share = (position - row)[:, None]
@@ -508,12 +434,12 @@ class JitterRing:
         return min(real, rest) if real < take else rest
 
     def peek_into(self, out: Any, ahead: int = 0) -> int:
-        if not 0 <= ahead <= self._size - self._max_pull:
-            raise ValueError(f"ahead is from 0 to {self._size - self._max_pull}, not {ahead}")
+        if not 0 <= ahead <= self._pcm.size - self._max_pull:
+            raise ValueError(f"ahead is from 0 to {self._pcm.size - self._max_pull}, not {ahead}")
         array = self._out(out)
         with self._lock:
-            array[:] = self._pcm[self._rows(self._cursor + ahead, len(array))]
-            return self._run_of(self._cursor + ahead, len(array), True)
+            array[:] = self._pcm.read(self._cursor + ahead, len(array))
+            return self._pcm.run(self._cursor + ahead, len(array))
 
     def take_into(self, out: Any, instead_of: int) -> int:
         array = self._out(out)
@@ -527,21 +453,19 @@ class JitterRing:
             return real
 
     def position(self, timestamp: int) -> int:
-        return timestamp + self._timestamp_shift
+        return timestamp + self._line.timestamp_shift
 
     def patch(self, timestamp: int, payload: Any) -> int:
         data = memoryview(payload).cast("B")
-        self._check(0, timestamp, len(data), 0, False)
+        self._check(0, timestamp, len(data), 0, 0, False)
         samples = self._samples(data)
         with self._lock:
-            at, frames = timestamp + self._timestamp_shift, len(samples)
+            at, frames = timestamp + self._line.timestamp_shift, len(samples)
             passed = max(self._cursor - at, 0)
-            if not self._started or passed >= frames or at + frames - self._cursor > self._size:
+            if not self._started or passed >= frames or at + frames - self._cursor > self._pcm.size:
                 return 0
             frames -= passed
-            rows = self._rows(at + passed, frames)
-            self._pcm[rows] = samples[passed:]
-            self._marks[rows] = 1
+            self._pcm.write(at + passed, samples[passed:], first=False)
             self._newest = max(self._newest, at + passed + frames)
             self._n["concealed"] += frames
             self._n["played_frames"] -= frames
@@ -550,10 +474,10 @@ class JitterRing:
             return frames
 
     def gap(self, frames: int, ahead: int = 0) -> int:
-        if not 0 <= ahead <= self._size - self._max_pull or not 0 <= frames <= self._max_pull:
+        if not 0 <= ahead <= self._pcm.size - self._max_pull or not 0 <= frames <= self._max_pull:
             raise ValueError(f"frames is from 0 to {self._max_pull}, ahead not beyond the ring")
         with self._lock:
-            return self._run_of(self._cursor + ahead, frames, False)
+            return self._pcm.gap(self._cursor + ahead, frames)
 
     def drop(self) -> int:
         with self._lock:
@@ -567,7 +491,7 @@ class JitterRing:
         if not 0 <= frames <= self._max_pull:
             raise ValueError(f"frames is from 0 to {self._max_pull}, not {frames}")
         with self._lock:
-            gap = self._run_of(self._cursor, frames, False)
+            gap = self._pcm.gap(self._cursor, frames)
             self._cursor += gap
             self._newest = max(self._newest, self._cursor)
             self._reference -= to_ns(gap, self._rate)
@@ -585,7 +509,10 @@ class JitterRing:
         with self._lock:
             self._hold(frames)
 
-    # -- either side
+    def is_silence(self, ahead: int = 0) -> bool:
+        return not self._heard or self._cursor + ahead >= self._silence_from
+
+    # -- anybody, for display
 
     @property
     def playing(self) -> bool:
@@ -598,9 +525,6 @@ class JitterRing:
     @property
     def flushes(self) -> int:
         return self._flushes
-
-    def is_silence(self, ahead: int = 0) -> bool:
-        return not self._heard or self._cursor + ahead >= self._silence_from
 
     @property
     def buffered_frames(self) -> int:

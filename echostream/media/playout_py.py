@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from echostream.media.drift import DriftController
+from echostream.media.pull import Pull
 from echostream.media.resample import ONE
-from echostream.media.samples import float32_to_int16, gain_ramp
+from echostream.media.samples import gain_ramp
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,7 +55,7 @@ class PlayoutLoop:
         self._source = np.zeros((room, rules.channels), np.float32)
         self._made = np.zeros((room, rules.channels), np.float32)
         self._scrap = np.zeros((room, rules.channels), np.float32)
-        self._ready = self._made[:0]  # made and not pulled yet
+        self._pull = Pull(rules.channels)
         self._cut = False
         self._sounding = False
         self._over = False
@@ -87,45 +88,22 @@ class PlayoutLoop:
         if self._resampler is not None:
             unplayed -= self._resampler.pending
         self._ring.drop()
-        return ceil(unplayed - len(self._ready) - 1e-6)
+        return ceil(unplayed - len(self._pull.ready) - 1e-6)
 
     def fill(self, out: NDArray[Any], now_ns: int) -> int:
-        if (
-            out.ndim != 2
-            or out.shape[1] != self._channels
-            or out.dtype not in (np.float32, np.int16)
-        ):
-            raise ValueError(
-                f"out is {out.dtype} of shape {out.shape}; give float32 or int16 of shape "
-                f"(frames, {self._channels})"
-            )
-        return self._fill(out, now_ns)
-
-    def _fill(self, out: NDArray[Any], now: int) -> int:
-        frames, done = len(out), 0
-        self._span = frames
+        self._pull.check(out)
+        self._span = len(out)
         if self._cut or self._flushes != self._ring.flushes:
             self._fall_silent()
-        while done < frames:
-            if not len(self._ready):
-                made = self._make(min(frames - done, self._rules.largest), now + self._ns(done))
-                if not made:
-                    break
-                self._ready = self._made[:made]
-            part = self._ready[: frames - done]
-            if out.dtype == np.int16:
-                float32_to_int16(part, out[done : done + len(part)])
-            else:
-                out[done : done + len(part)] = part
-            self._ready = self._ready[len(part) :]
-            done += len(part)
+        done = self._pull.fill(out, lambda asked, done: self._piece(asked, now_ns + self._ns(done)))
         self.pulled_frames += done
-        if done < frames:
-            out[done:] = 0
         return done
 
     # One piece at a time, made in _made: what is asked for, or more where a cross-fade or a pitch
     # period does not fit into that.
+
+    def _piece(self, asked: int, now: int) -> NDArray[np.float32]:
+        return self._made[: self._make(min(asked, self._rules.largest), now)]
 
     def _make(self, asked: int, now: int) -> int:
         """How many frames were made; 0 at the end of the stream."""
@@ -304,22 +282,22 @@ class PlayoutLoop:
         """After a flush: what was made already, and concealment after it, fades away."""
         self._cut = False
         self._flushes = self._ring.flushes
-        kept = min(len(self._ready), self._fade)
-        dropped = len(self._ready) - kept
+        kept = min(len(self._pull.ready), self._fade)
+        dropped = len(self._pull.ready) - kept
         if dropped:
             self._ring.take_into(self._scrap[:0], -dropped)
         if not self._sounding:
-            self._ready = self._made[:0]
+            self._pull.ready = self._made[:0]
             return
-        self._scrap[:kept] = self._ready[:kept]
+        self._scrap[:kept] = self._pull.ready[:kept]
         more = self._fade - kept
         if more:
             self._ring.take_into(self._scrap[:0], more)
             self._invent(more)
             self._scrap[kept : self._fade] = self._made[:more]
-        self._ready = self._made[: self._fade]
-        self._ready[:] = self._scrap[: self._fade]
-        gain_ramp(self._ready, 1.0, 0.0)
+        self._pull.ready = self._made[: self._fade]
+        self._pull.ready[:] = self._scrap[: self._fade]
+        gain_ramp(self._pull.ready, 1.0, 0.0)
         self._forget()
 
     def _drain(self, asked: int) -> int:

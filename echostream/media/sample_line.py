@@ -46,8 +46,9 @@ class SampleLine:
         self._shift = self._earlier_shift = 0
         self._odd = 0
 
-    def place(self, timestamp: int, capture_ns: int) -> tuple[int, bool]:
-        """The position of a packet's first frame, and whether a new stretch begins with it."""
+    def place(self, timestamp: int, capture_ns: int, *, anew: bool = False) -> tuple[int, bool]:
+        """The position of a packet's first frame, and whether a new stretch begins with it.
+        ``anew``: after a flush, whose first packet is believed at once."""
         time = self.time
         if not time.started:
             self._shift = self._earlier_shift = -timestamp
@@ -55,9 +56,9 @@ class SampleLine:
             return 0, True
         position = timestamp + self._shift
         missed = time.missed(position, capture_ns)
-        if self._moved(abs(missed)):
+        if anew or self._moved(abs(missed)):
             earlier = timestamp + self._earlier_shift
-            if not self._moved(abs(time.missed(earlier, capture_ns))):
+            if not (anew or self._moved(abs(time.missed(earlier, capture_ns)))):
                 return earlier, False  # it was overtaken by the first packets after a pause
             position = round(time.count_at(capture_ns))
             self._earlier_shift, self._shift = self._shift, position - timestamp

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from math import ceil, inf
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,11 +19,15 @@ import numpy as np
 
 from echostream.errors import ConfigurationError
 from echostream.media.conceal import Concealer
+from echostream.media.cues import Cues
 from echostream.media.frame import AudioFormat, AudioFrame
+from echostream.media.pull import Pull
 from echostream.media.recent import RecentMaximum
 from echostream.media.resample import Resampler
 from echostream.media.sample_line import MISSING, REAL, SampleLine, SampleRing
-from echostream.media.samples import float32_to_int16, gain_ramp
+from echostream.media.samples import gain_ramp
+from echostream.media.sync_inbox import RECENT_NS, SyncInbox, SyncPacket
+from echostream.media.sync_statistics import SyncStatistics
 from echostream.media.timebase import Timebase
 
 if TYPE_CHECKING:
@@ -45,10 +47,8 @@ PIECE_MS = 20
 FADE_MS = 5
 RING_S = 4.0
 """Beyond the playout delay: how far ahead of its time a packet may come."""
-PACKETS = 4096
 WAIT_S = 5
 """How long a stream that has ended waits for a clock that is not known yet."""
-RECENT_NS = 5 * SECOND
 
 
 class RemoteClock(Protocol):
@@ -59,45 +59,6 @@ class RemoteClock(Protocol):
     def to_local(self, remote_ns: int) -> int: ...
     def to_remote(self, local_ns: int) -> int: ...
     def error_bound_at(self, local_ns: int) -> float: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SyncStatistics:
-    """A snapshot; frozen. Times in ns.
-
-    ``error_ns``: how much later than it should be the newest frame was heard, by the local view of
-    the sender's clock; ``error_peak_ns`` its largest magnitude in the last 5 to 10 s.
-    ``error_bound_ns``: how far it may truly be from its moment, at most: with the clock's bound
-    and the noise of stamps and pulls; infinite while nothing is played. Two receivers of one sender
-    are apart by no more than the sum of their bounds. It knows nothing of what the device does
-    behind ``output_latency_ns``.
-
-    ``headroom_ns``: how much later the packets of the last 5 to 10 s could have come, all of them
-    still in time for the pull that needs them; negative: so much more ``playout_delay_ns`` was
-    needed. Infinite before the first. ``ratio``: the resampler's; ``drift_ppm``: what the sender's
-    clock gains on the one that pulls. ``jumps``: errors above 5 ms that were left behind. Packets:
-    ``received``, ``late`` (some of it after its moment), ``early`` (further ahead than is kept,
-    dropped).
-    Frames: ``pulled_frames`` in all, of which ``concealed_frames`` in ``concealment_events``.
-    """
-
-    playing: bool
-    error_ns: int
-    error_peak_ns: int
-    error_bound_ns: float
-    clock_bound_ns: float
-    playout_delay_ns: int
-    output_latency_ns: int
-    headroom_ns: float
-    ratio: float
-    drift_ppm: float
-    jumps: int
-    received: int
-    late: int
-    early: int
-    pulled_frames: int
-    concealed_frames: int
-    concealment_events: int
 
 
 class SyncPlayout:
@@ -137,15 +98,12 @@ class SyncPlayout:
         self._piece = rate * PIECE_MS // 1000
         self._wire = np.dtype("<i2" if format.sample_type == "int16" else "<f4")
         self._frame_bytes = self._wire.itemsize * channels
-        # Handed from the thread that pushes to the one that pulls.
-        self._packets: deque[tuple[int, int, bytes, bool] | None] = deque()
-        self._transit = RecentMaximum(RECENT_NS, -inf)
-        self._received = self._pushed_bytes = self._taken_bytes = 0
         self._over = False
         self._fresh = True  # what comes next begins the ring anew
         # Of the one that pulls.
         self._line = SampleLine(rate)
         self._ring = SampleRing(1 << int((RING_S + playout_delay) * rate).bit_length(), channels)
+        self._inbox = SyncInbox(self._ring.size * self._frame_bytes)
         self._resampler = Resampler(rate, rate, channels)
         self._concealer = Concealer(AudioFormat(rate, channels), "sync")
         self._output = Timebase(rate)
@@ -153,7 +111,7 @@ class SyncPlayout:
         self._source = np.zeros((room, channels), np.float32)
         self._made = np.zeros((room, channels), np.float32)
         self._old = np.zeros((self._fade, channels), np.float32)
-        self._ready = self._made[:0]  # made and not pulled yet
+        self._pull = Pull(channels)
         self._cursor = 0  # the position after what was collected
         self._ahead = 0  # collected and not resampled yet
         self._quiet_from: int | None = None  # after it the sender is silent
@@ -165,9 +123,7 @@ class SyncPlayout:
         self._error_ns = 0
         self._heard_ns = 0
         self._peak = RecentMaximum(RECENT_NS)
-        self._new_cues: deque[tuple[int, Any]] = deque()
-        self._cues: list[tuple[int, Any]] = []
-        self._passed: deque[tuple[int, Any]] = deque()
+        self._cues = Cues()
         self._jumps = self._late = self._early = 0
         self._pulled = self._concealed = self._gaps = 0
 
@@ -187,23 +143,31 @@ class SyncPlayout:
         payload: bytes | memoryview,
         arrival_ns: int | None = None,
         silence: bool = False,
+        made_up: bool = False,
     ) -> None:
         """The same for a packet as it travels: interleaved samples, little-endian. ``silence``:
-        nothing follows for a while (DTX), which is then not taken for loss. What is more than is
-        ever kept drops the oldest. Raises ``ValueError`` for a payload of another format."""
+        nothing follows for a while (DTX), which is then not taken for loss. ``made_up``: a codec's
+        concealment, counted as that. What is more than is ever kept drops the oldest. Raises
+        ``ValueError`` for a payload of another format."""
         data = bytes(payload)
         frames, rest = divmod(len(data), self._frame_bytes)
         if rest or frames > self._ring.size // 2:
             raise ValueError(f"{len(data)} bytes are no packet of {self.format}")
+        if not made_up:
+            self._arrived(capture_ts, arrival_ns)
+        packet = SyncPacket(timestamp, capture_ts, data, silence)
+        self._inbox.put(packet, frames if made_up else 0)
+
+    def push_late(self, capture_ts: int, arrival_ns: int | None = None) -> None:
+        """A packet whose audio nobody wants any more, for a caller that decodes it himself: it is
+        counted as late, and in the headroom."""
+        self._arrived(capture_ts, arrival_ns)
+        self._inbox.missed += 1
+
+    def _arrived(self, capture_ts: int, arrival_ns: int | None) -> None:
         now = self.now() if arrival_ns is None else arrival_ns
-        if self._clock.synchronized:
-            self._transit.add(now - self._clock.to_local(capture_ts), now)
-        self._received += 1
-        self._pushed_bytes += len(data)
-        self._packets.append((timestamp, capture_ts, data, silence))
-        waiting = self._pushed_bytes - self._taken_bytes
-        if waiting > self._ring.size * self._frame_bytes or len(self._packets) > PACKETS:
-            self._drop_oldest()
+        known = self._clock.synchronized
+        self._inbox.arrived(now - self._clock.to_local(capture_ts) if known else None, now)
 
     def ahead_ns(self, capture_ts: int) -> int:
         """How long from now until a frame is to be handed out; 0 until the clock is known."""
@@ -211,10 +175,14 @@ class SyncPlayout:
             return 0
         return self._clock.to_local(capture_ts + self._delay_ns) - self._latency_ns - self.now()
 
+    def needed_in_ns(self, capture_ts: int) -> int:
+        """How long from now until a pull asks for a frame; 0 or less until the clock is known."""
+        return self.ahead_ns(capture_ts) + self._latency_ns - self._lead_ns()
+
     def cue(self, capture_ts: int, value: Any) -> None:
         """Mark a moment of the stream, on the sender's clock as its capture times are:
         :meth:`passed_cues` returns ``value`` once it was pulled."""
-        self._new_cues.append((capture_ts, value))
+        self._cues.add(capture_ts, value)
 
     def end(self) -> None:
         """Nothing will be pushed any more: behind the last frame is the end, not a gap."""
@@ -229,39 +197,16 @@ class SyncPlayout:
         output latency later. Noise in it is averaged out, as the frames come at a steady rate.
         Returns how many frames the stream had, which is all of them until its end.
         """
-        if (
-            out.ndim != 2
-            or out.shape[1] != self.format.channels
-            or out.dtype not in (np.float32, np.int16)
-        ):
-            raise ValueError(
-                f"out is {out.dtype} of shape {out.shape}; give float32 or int16 of shape "
-                f"(frames, {self.format.channels})"
-            )
+        self._pull.check(out)
         now = self.now() if now_ns is None else now_ns
         frames = len(out)
         self._span = max(frames, self._span - self._span // 64)
         self._output.update(self._pulled, now)
         self._ingest()
-        done = 0
-        while done < frames:
-            if not len(self._ready):
-                made = self._make(min(frames - done, self._piece), self._pulled + done)
-                if not made:
-                    break
-                self._ready = self._made[:made]
-            part = self._ready[: frames - done]
-            if out.dtype == np.int16:
-                float32_to_int16(part, out[done : done + len(part)])
-            else:
-                out[done : done + len(part)] = part
-            self._ready = self._ready[len(part) :]
-            done += len(part)
-        out[done:] = 0
+        done = self._pull.fill(out, self._piece_at)
         self._pulled += frames
         self._heard_ns = self._heard_at(self._pulled)
-        if self._cues or self._new_cues:
-            self._pass_cues()
+        self._cues.advance(self._heard_ns, self._cue_heard if self._clock.synchronized else None)
         return done
 
     async def blocks(self, frames: int) -> AsyncIterator[NDArray[np.float32]]:
@@ -288,17 +233,14 @@ class SyncPlayout:
         first frame that was not played. What is heard ends with a fade of 5 ms; what is pushed
         from now on is played."""
         unplayed = self._line.timestamp_at(self._cursor - self._ahead - self._resampler.pending)
-        self._new_cues.clear()
-        self._packets.append(None)
+        self._cues.forget_new()
+        self._inbox.cut()
         return ceil(unplayed - 1e-6)
 
     def passed_cues(self) -> list[tuple[int, Any]]:
         """The cues that the pulls have passed since the last call, each with the local time (ns)
         at which its moment is heard: the last pull's, or a little before or after it."""
-        passed = []
-        while self._passed:
-            passed.append(self._passed.popleft())
-        return passed
+        return self._cues.passed()
 
     def statistics(self) -> SyncStatistics:
         """A frozen snapshot; from any thread."""
@@ -312,16 +254,16 @@ class SyncPlayout:
             clock_bound_ns=clock_bound,
             playout_delay_ns=self._delay_ns,
             output_latency_ns=self._latency_ns,
-            headroom_ns=self._delay_ns - self._transit.value - self._lead_ns(),
+            headroom_ns=self._delay_ns - self._inbox.transit_ns - self._lead_ns(),
             ratio=self._resampler.ratio,
             drift_ppm=self._drift * 1e6,
             jumps=self._jumps,
-            received=self._received,
-            late=self._late,
-            early=self._early,
+            received=self._inbox.received,
+            late=self._late + self._inbox.missed,
+            early=self._early + self._inbox.dropped,
             pulled_frames=self._pulled,
-            concealed_frames=self._concealed,
-            concealment_events=self._gaps,
+            concealed_frames=self._concealed + self._inbox.made_up_frames,
+            concealment_events=self._gaps + self._inbox.made_up_gaps,
         )
 
     def _lead_ns(self) -> int:
@@ -332,17 +274,15 @@ class SyncPlayout:
     # Taking in what was pushed, on the thread that pulls.
 
     def _ingest(self) -> None:
-        while self._packets:
-            packet = self._packets.popleft()
+        for packet in self._inbox.take():
             if packet is None:
                 self._fall_silent()
             else:
-                self._taken_bytes += len(packet[2])
                 self._take(*packet)
 
     def _take(self, timestamp: int, capture_ts: int, data: bytes, silence: bool) -> None:
         ring = self._ring
-        position, stretch = self._line.place(timestamp, capture_ts)
+        position, stretch = self._line.place(timestamp, capture_ts, anew=self._fresh)
         frames = len(data) // self._frame_bytes
         end = position + frames
         if self._fresh:
@@ -362,43 +302,28 @@ class SyncPlayout:
             self._late += 1
         ring.put(position, _samples(data, self._wire, self.format.channels))
 
-    def _drop_oldest(self) -> None:
-        """Nobody pulls."""
-        packet = self._packets.popleft()
-        if packet is not None:
-            self._taken_bytes += len(packet[2])
-            self._early += 1
-
     def _fall_silent(self) -> None:
         """After a flush: what is heard fades away."""
         if self._sounding:
             self._render(self._fade)
             gain_ramp(self._made[: self._fade], 1.0, 0.0)
-            self._ready = self._made[: self._fade]
+            self._pull.ready = self._made[: self._fade]
         else:
-            self._ready = self._made[:0]
+            self._pull.ready = self._made[:0]
         self._rest()
         self._playing = False
         self._fresh = True
         self._quiet_from = None
         self._ring.clear()
-        self._cues.clear()
+        self._cues.forget_waiting()
 
-    def _pass_cues(self) -> None:
-        while self._new_cues:
-            self._cues.append(self._new_cues.popleft())
-        if not self._clock.synchronized:
-            return
-        left = []
-        for moment, value in self._cues:
-            heard = self._clock.to_local(moment + self._delay_ns)
-            if heard <= self._heard_ns:
-                self._passed.append((heard, value))
-            else:
-                left.append((moment, value))
-        self._cues = left
+    def _cue_heard(self, moment: int) -> int:
+        return self._clock.to_local(moment + self._delay_ns)
 
     # One piece at a time, made in _made.
+
+    def _piece_at(self, asked: int, done: int) -> NDArray[np.float32]:
+        return self._made[: self._make(min(asked, self._piece), self._pulled + done)]
 
     def _make(self, asked: int, count: int) -> int:
         """Output frames from number ``count`` on: how many were made; 0 at the end."""

@@ -19,7 +19,7 @@ MIN_SESSION, MAX_SESSION = 16, 64
 SMALLEST_MESSAGE = 4096
 """The least that a limit `message_size` can be."""
 _FLOORS = {"message_size": SMALLEST_MESSAGE, "nesting": 4, "items": 64, "calls": 1, "streams": 1}
-_LOCAL_FLOORS = {"assembly": 65_536, "assembly_total": 65_536, "stall": 1}
+_LOCAL_FLOORS = {"assembly": 65_536, "assembly_total": 65_536, "sending_total": 1 << 20, "stall": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,9 @@ class Limits:
     These stay with this side; who passes one has its stream stopped, with ``Reset.TOO_LARGE`` or
     ``Reset.TOO_SLOW``. ``assembly``: bytes of messages of one connection that have begun to arrive
     and are not complete; ``assembly_total``: the same for all connections of a server. ``stall``:
-    seconds within which an unfinished message must grow by as many KiB, or end.
+    seconds within which an unfinished message must grow by as many KiB, or end. ``sending_total``:
+    bytes that wait to be sent or are not acknowledged, of all connections of a server (of a
+    client's one), above which whoever wants to send more waits.
     """
 
     message_size: int = 4 * 1024 * 1024
@@ -43,6 +45,7 @@ class Limits:
     streams: int = 64
     assembly: int = 32 * 1024 * 1024
     assembly_total: int = 256 * 1024 * 1024
+    sending_total: int = 256 * 1024 * 1024
     stall: int = 30
 
     def __post_init__(self) -> None:

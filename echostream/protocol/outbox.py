@@ -15,7 +15,7 @@ order of their urgency: control, lanes, then what has a stream of its own, by it
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 from zlib import crc32
 
@@ -72,7 +72,8 @@ class Outbox:
     were dropped because their deadline passed; ``expired_calls``: ids of the calls among them, for
     the caller to take out. ``acked``: tokens of the events that left and are to be acknowledged, by
     number; ``expired_acks``: tokens of those that expired. ``events_held``: events wait, whatever
-    room there is; ``journal`` keeps those that were written.
+    room there is; ``journal`` keeps those that were written. ``charge`` is told how many bytes more
+    there are, calls and events.
     """
 
     __slots__ = (
@@ -94,6 +95,7 @@ class Outbox:
         "_turn",
         "acked",
         "call_bytes",
+        "charge",
         "event_bytes",
         "events_held",
         "expired",
@@ -102,8 +104,11 @@ class Outbox:
         "journal",
     )
 
-    def __init__(self, carrier: Carrier) -> None:
+    def __init__(
+        self, carrier: Carrier, charge: Callable[[int], object] = lambda amount: None
+    ) -> None:
         self._carrier = carrier
+        self.charge = charge
         self._control: list[bytes] = []
         self._control_id = -1
         self._streams: list[tuple[int, bytes]] = []
@@ -147,6 +152,7 @@ class Outbox:
         else:
             self._calls[priority].append((deadline, call_id, frame))
         self.call_bytes += len(frame)
+        self.charge(len(frame))
 
     def event(
         self,
@@ -177,7 +183,9 @@ class Outbox:
             priority = place[0]
             place[1] += 1
         self._events[priority][crc32(name.encode()) % EVENT_LANES].append(event)
-        self.event_bytes += len(event[3]) + EVENT_OVERHEAD
+        size = len(event[3]) + EVENT_OVERHEAD
+        self.event_bytes += size
+        self.charge(size)
 
     def _take_event(self, queue: deque[_Event]) -> None:
         """The first of a queue waits no more."""

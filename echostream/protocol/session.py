@@ -7,7 +7,7 @@ Calls, events and streams are numbered here; who waits for them is the floor abo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from echostream.codes import Close, Reset, Status
@@ -37,15 +37,23 @@ class ProtocolSession:
     """Both halves of one connection.
 
     ``peer`` is the peer's HELLO, the minimum of version 1 until it came. ``total`` counts the
-    unfinished messages of all sessions of a server.
+    unfinished messages of all sessions of a server; ``charge`` is told how many bytes more wait to
+    be sent.
     """
 
-    def __init__(self, carrier: Carrier, limits: Limits, total: Account | None = None) -> None:
+    def __init__(
+        self,
+        carrier: Carrier,
+        limits: Limits,
+        total: Account | None = None,
+        charge: Callable[[int], object] = lambda amount: None,
+    ) -> None:
         self._carrier = carrier
         self.limits = limits
         self.peer = Hello()
         self.greeted = False
-        self.outbox = Outbox(carrier)
+        self.outbox = Outbox(carrier, charge)
+        self._charge = charge
         self.inbox = Inbox(carrier, limits, self.fail_call, total)
         self._next_call = 0 if carrier.is_client else 1
         self._next_alias = 0 if carrier.is_client else 1
@@ -175,6 +183,7 @@ class ProtocolSession:
             priority,
         )
         self._carrier.send_stream(stream_id, frame, not sends)
+        self._charge(len(frame))
         self.inbox.expect(stream_id, call_id)
         flow = Flow(
             call_id,
@@ -207,6 +216,7 @@ class ProtocolSession:
         flow.sent += 1
         flow.credit -= 1
         self._carrier.send_stream(flow.stream_id, frame, False)
+        self._charge(len(frame))
 
     def end_items(self, flow: Flow) -> None:
         """No item of ours follows."""

@@ -115,7 +115,7 @@ class Acknowledgements:
         data = peer.encode(payload)
         extra = None if metadata is None else encode_metadata(metadata)
         expires_at = peer.expiry(max_age)
-        if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH:
+        if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH or peer.budget.tight:
             await peer.room.wait_event()
         token = self.token()
         own = -1 if priority == 3 else priority

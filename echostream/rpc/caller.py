@@ -181,6 +181,7 @@ class Caller:
             or peer.outbox.call_bytes > QUEUE_HIGH
             or len(peer.calls) >= peer.call_limit
             or priority > USUAL
+            or peer.budget.tight
         ):
             left = await peer.room.wait_turn(method, timeout, max_age, priority)
         loop = peer.loop
@@ -361,7 +362,7 @@ class Caller:
         data = peer.encode(payload)
         extra = None if metadata is None else encode_metadata(metadata)
         expires_at = peer.expiry(max_age)
-        if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH:
+        if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH or peer.budget.tight:
             await peer.room.wait_event()
         if delivery == "realtime":
             peer.protocol.emit_datagram(event, data, extra, None if max_age is None else expires_at)

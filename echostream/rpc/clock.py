@@ -13,6 +13,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
+from math import inf
 
 from echostream.errors import EchoStreamError
 from echostream.media.clock import ClockSync, ProbeSchedule
@@ -30,6 +31,14 @@ __all__ = ["ClockDriver", "local_clock"]
 MAX_PENDING = 64
 MAX_REPLIES = 16
 """Per turn of the loop. A reply is as large as its request."""
+RIDE_S = 0.025
+"""So long an answer waits for a packet that leaves anyway, where packets leave that often;"""
+SPACED_NS = 10_000_000
+"""but not one of requests that come closer than that: each of those shall see the path anew."""
+FLOW_S = 0.2
+"""Over which it is measured how often."""
+BARE_SHARE = 0.8
+"""Of its wait, an exchange looks so long for a packet that has to be acknowledged anyway."""
 MAX_WAIT_S = 0.1
 """A clock frame that has not left by then says little: it is dropped."""
 RESTART_NS = 1_000_000_000
@@ -64,6 +73,8 @@ class ClockDriver:
         self._schedule: ProbeSchedule | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._fires_at = 0.0
+        self._rides_from = inf
+        self._bare = False  # the last exchange found nothing better than an acknowledgement
         self._due = False
         self._exchange = 0
         self._pending: dict[int, tuple[int, int]] = {}  # what t1 was written, when it left
@@ -72,6 +83,12 @@ class ClockDriver:
         self._replied = self._written = 0  # the last reply's number and t3
         self._late = 0  # what the next reply says about it
         self._replies: list[tuple[int, int, int]] = []
+        self._reply_at = 0.0
+        self._reply_timer: asyncio.TimerHandle | None = None
+        self._asked_ns = 0
+        self._flow: tuple[float, int] = (0.0, 0)  # when it was measured, packets sent until then
+        self._caused = 0  # of the packets since then
+        self._flowing = False
         self._restarted = -RESTART_NS
         self._sharp_users = 0
         self.bad_frames = 0
@@ -84,15 +101,17 @@ class ClockDriver:
     def start(self) -> None:
         """Begin to ask. Idempotent."""
         if self._schedule is None and self._connection.closed is None:
-            self._schedule = ProbeSchedule(self.now_ns())
-            self._schedule.sharp = self._sharp_users > 0
+            now = self.now_ns()
+            self._schedule = ProbeSchedule(now)
+            self._schedule.sharpen(now, self._sharp_users > 0)
             self._arm()
 
     def sharpen(self, users: int) -> None:
         """So many more (or fewer) need the clock as good as it can be."""
         self._sharp_users += users
         if self._schedule is not None:
-            self._schedule.sharp = self._sharp_users > 0
+            self._schedule.sharpen(self.now_ns(), self._sharp_users > 0)
+            self._arm()
 
     def ask(self) -> None:
         """One exchange now, in place of the next one. Nothing happens before :meth:`start`."""
@@ -105,7 +124,11 @@ class ClockDriver:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._reply_timer is not None:
+            self._reply_timer.cancel()
+            self._reply_timer = None
         self._due = False
+        self._rides_from = inf
         self._replies.clear()
         self._pending.clear()
         self._schedule = None
@@ -137,27 +160,35 @@ class ClockDriver:
             if len(self._replies) < MAX_REPLIES:
                 origin = t3 if flags == CLOCK_REPLY_REQUEST else t1
                 self._replies.append((exchange, origin, received))
+                self._plan_reply(received)
             else:
                 self.unanswered_requests += 1
 
-    def before_flush(self) -> None:
-        """Stamp and queue what is due, as the last thing of a turn."""
-        if not self._replies and not self._due:
+    def before_flush(self, now: float) -> None:
+        """Stamp and queue what is due, or rides along, as the last thing of a turn."""
+        if not (self._replies or self._due or now >= self._rides_from):
+            return
+        laden = not self._connection.engine.idle
+        answers = self._replies and (laden or now >= self._reply_at)
+        rides = not self._due and now >= self._rides_from and (laden or self._may_ride_bare(now))
+        if not (answers or self._due or rides):
             return
         connection = self._connection
         send = connection.engine.send_datagram
-        deadline = connection.clock() + MAX_WAIT_S
+        deadline = now + MAX_WAIT_S
         connection.on_sending = self._sending
-        if self._replies:
+        if answers:
+            self._caused += not laden
             for exchange, t1, t2 in self._replies:
                 self._replied, self._written = exchange, self.now_ns()
                 frame = encode_clock(CLOCK_REPLY, exchange, t1, t2, self._written)
                 send(frame[:2] + self._late.to_bytes(2, "big") + frame[4:], deadline)
                 self._late = 0
             self._replies.clear()
-        if not self._due or self._schedule is None:
+        if self._schedule is None or not (self._due or rides):
             return
         self._due = False
+        self._bare = rides and not laden
         self._exchange = exchange = (self._exchange + 1) & _MASK32
         t1 = self.now_ns()
         if send(encode_clock(CLOCK_REQUEST, exchange, t1), deadline):
@@ -166,8 +197,39 @@ class ClockDriver:
             self._pending[exchange] = t1, t1
             self._unsent.append(exchange)
         sync = self.sync
-        self._schedule.probe_sent(t1, sync.error_bound_ns, sync.min_rtt_ns, sync.queueing_ns)
+        self._schedule.probe_sent(
+            t1, sync.error_bound_ns, sync.usual_rtt_ns, sync.deviation_at, carried=rides
+        )
         self._arm()
+
+    def _may_ride_bare(self, now: float) -> bool:
+        """Whether a mere acknowledgement leaves with this flush, and nothing better came. It will
+        have to be acknowledged then, which costs the other side a packet."""
+        wait = self._fires_at - self._rides_from
+        if not wait or (not self._bare and now < self._rides_from + BARE_SHARE * wait):
+            return False
+        at = self._connection.engine.timer()
+        return at is not None and at <= now
+
+    def _plan_reply(self, received: int) -> None:
+        """Decide how long an answer may wait for a packet that leaves anyway."""
+        connection = self._connection
+        now = connection.clock()
+        since, sent = self._flow
+        self._caused += 1  # the acknowledgement
+        if now - since >= FLOW_S:
+            total = connection.engine.info().packets_sent
+            self._flowing = (total - sent - self._caused) * RIDE_S >= now - since
+            self._flow, self._caused = (now, total), 0
+        spaced = received - self._asked_ns >= SPACED_NS
+        self._asked_ns = received
+        if not (spaced and self._flowing):
+            self._reply_at = now
+        elif len(self._replies) == 1:
+            self._reply_at = now + RIDE_S
+            if self._reply_timer is not None:
+                self._reply_timer.cancel()
+            self._reply_timer = self._loop.call_at(self._reply_at, connection.wake)
 
     def _sending(self) -> None:
         now = self.now_ns()
@@ -209,8 +271,9 @@ class ClockDriver:
         assert self._schedule is not None
         if self._timer is not None:
             self._timer.cancel()
-        now = self.now_ns()
-        self._fires_at = self._loop.time() + (self._schedule.next_probe_ns(now) - now) / 1e9
+        now, loop_now = self.now_ns(), self._loop.time()
+        self._rides_from = loop_now + (self._schedule.next_probe_ns(now) - now) / 1e9
+        self._fires_at = loop_now + (self._schedule.latest_probe_ns(now) - now) / 1e9
         self._timer = self._loop.call_at(self._fires_at, self._probe)
 
     def _probe(self) -> None:

@@ -124,8 +124,10 @@ class ServerContext(Store):
         extra = encode_metadata(metadata if at is None else add_at(metadata, at))
         count = 0
         for session in self.sessions:
-            if (where is None or where(session)) and session._emit_encoded(
-                event, encoded, metadata=extra, max_age=max_age
+            if (
+                (where is None or where(session))
+                and not session._peer.sending.refuses
+                and session._emit_encoded(event, encoded, metadata=extra, max_age=max_age)
             ):
                 count += 1
         return count

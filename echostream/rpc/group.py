@@ -98,7 +98,8 @@ class _Member:
         self.pump: asyncio.Task[None] | None = None
 
     def behind(self, backlog: int) -> bool:
-        return self.pump is not None or self.session._peer.outbox.event_bytes > backlog
+        peer = self.session._peer
+        return self.pump is not None or peer.outbox.event_bytes > backlog or peer.sending.refuses
 
     def send(self, event: _Event) -> bool:
         """Queue it in the session; ``False`` where it can take nothing now."""

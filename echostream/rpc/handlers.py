@@ -307,7 +307,7 @@ class Handlers:
                 if at is not None:
                     await self._schedule.wait_until(at)
             result = await route.call(self._context, argument)
-            if peer.outbox.call_bytes > QUEUE_HIGH:
+            if peer.outbox.call_bytes > QUEUE_HIGH or peer.budget.tight:
                 await peer.room.wait_call()  # the call counts as running until there is room
             if call_id not in self._silenced and not self._gate.over:
                 self._answer(route, event, result, call)

@@ -68,6 +68,7 @@ class ItemEnds:
         data = peer.encode(value)
         engine = peer.connection.engine
         expires_at = peer.expiry(max_age)
+        waited = False
         while not flow.over:
             if flow.credit <= 0:
                 self._writer = peer.loop.create_future()
@@ -82,6 +83,9 @@ class ItemEnds:
             elif peer.connection.clock() > expires_at:
                 peer.outbox.expired += 1
                 return True
+            elif peer.sending.refuses and not waited:
+                await peer.room.wait_share()
+                waited = True
             else:
                 peer.protocol.send_item(flow, data)
                 peer.connection.wake()

@@ -29,6 +29,7 @@ from echostream.rpc.clock import ClockDriver
 from echostream.rpc.dispatch import Dispatcher, Routes
 from echostream.rpc.event_session import EventSession
 from echostream.rpc.room import Room
+from echostream.rpc.send_budget import SendBudget, SendShare
 from echostream.rpc.serving import FlowEvents
 from echostream.rpc.stream_events import StreamEvents
 from echostream.transport import engine as en
@@ -65,7 +66,8 @@ still fills a path."""
 
 class Peer:
     """One live connection, as both sides use it. ``context`` is what handlers are given;
-    ``now_ns`` this side's clock for timestamps, by default the system's monotonic one."""
+    ``now_ns`` this side's clock for timestamps, by default the system's monotonic one;
+    ``budget`` is shared by all connections of a server."""
 
     def __init__(
         self,
@@ -75,10 +77,14 @@ class Peer:
         context: Any,
         total: Account | None = None,
         now_ns: Callable[[], int] | None = None,
+        budget: SendBudget | None = None,
     ) -> None:
         self.connection = connection
         self.loop = asyncio.get_running_loop()
-        self.protocol = ProtocolSession(connection.engine, limits, total)
+        self.budget = budget or SendBudget(limits.sending_total)
+        self.sending = SendShare(self.budget, self.loop)
+        self.protocol = ProtocolSession(connection.engine, limits, total, self.sending.charge)
+        connection.on_acknowledged = self._acknowledged
         self.clock = ClockDriver(connection, self.loop, now_ns)
         self.calls: dict[int, asyncio.Future[bytes] | None] = {}
         self.trailers: dict[int, list[bytes]] = {}
@@ -269,13 +275,21 @@ class Peer:
             self._limit_queue()
         outbox = self.outbox
         outbox.flush(now)
+        self._acknowledged()
         if outbox.expired_calls:
             self.answers.fail_expired()
         if outbox.expired_acks:
             self.acks.fail_expired()
         if not self.room.idle:
             self.room.release()
-        self.clock.before_flush()  # last: the stamps are those of the wire
+        self.clock.before_flush(now)  # last: the stamps are those of the wire
+
+    def _acknowledged(self) -> None:
+        """What is held for sending may be less."""
+        outbox = self.outbox
+        held = outbox.call_bytes + outbox.event_bytes + self.connection.engine.buffered_total
+        if held != self.sending.held:
+            self.sending.settle(held)
 
     def _limit_queue(self) -> None:
         """While a realtime stream is open, either way, bulk may not fill the path's buffers."""
@@ -432,6 +446,7 @@ class Peer:
         self._flows.connection_lost()
         self.acks.connection_lost(error)
         self.outbox.clear()
+        self.sending.close()
         for sender in list(self.senders.values()):
             sender.connection_lost(copy(error))
         for receiver in list(self.receivers.values()):

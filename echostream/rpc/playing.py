@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Protocol
 
-from echostream.errors import ProtocolError
 from echostream.media.clock import ClockSync
-from echostream.media.codec import Decoder
 from echostream.media.frame import AudioFormat
+from echostream.media.ordered_decoder import OrderedDecoder, OrderedPacket
 from echostream.media.playout import Playout, PlayoutStatistics
 from echostream.media.sync_playout import SyncPlayout, SyncStatistics
 from echostream.protocol.events import MediaReceived
@@ -28,6 +28,8 @@ RESTART_S = 1.0
 """Behind real time by more than that, a reliable stream has paused, and begins anew."""
 MAX_TIMESTAMP = 1 << 62
 """Of what is played: times behind it do not fit 64 bits any more."""
+GIVE_UP_S = 0.01
+"""Before a pull may need what a codec makes up for a lost packet: for a loop that is late."""
 PACE = 1.0005
 """What waits is released a little faster than real time (less than a cent), so that a sender with a
 fast clock does not lengthen the queue for ever."""
@@ -77,7 +79,6 @@ class PlayoutFeed(ABC):
         self._timer: asyncio.TimerHandle | None = None
         self._over = False
         self.dropped = 0
-        self.undecodable = 0
 
     @property
     def queued(self) -> int:
@@ -112,12 +113,20 @@ class PlayoutFeed(ABC):
         """Nothing more will come; what waits is still played."""
         self._over = True
         if not self._waiting:
-            self.playout.end()
+            self._finish()
+
+    def statistics(self) -> PlayoutStatistics | SyncStatistics:
+        """What the playout tells, and the decoder before it."""
+        return self.playout.statistics()
 
     def _stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _finish(self) -> None:
+        """All of it was handed over."""
+        self.playout.end()
 
     @abstractmethod
     def _lead(self, event: MediaReceived, now: float) -> float:
@@ -149,7 +158,7 @@ class PlayoutFeed(ABC):
         if self._waiting:
             self._arm(now)
         elif self._over:
-            self.playout.end()
+            self._finish()
 
 
 class AdaptiveFeed(PlayoutFeed):
@@ -198,9 +207,11 @@ class SyncFeed(PlayoutFeed):
 
     lead_s = SYNC_LEAD_S
     playout: SyncPlayout
-    decoder: Decoder | None = None
+    decoder: OrderedDecoder | None = None
     """Of a stream that is encoded."""
     _sharp: ClockDriver | None = None
+    _gap: asyncio.TimerHandle | None = None
+    """Until what is missing cannot be waited for any longer."""
 
     def keep_sharp(self, clock: ClockDriver) -> None:
         """Have the playout's clock as good as it can be, until the end."""
@@ -219,17 +230,64 @@ class SyncFeed(PlayoutFeed):
     def _push(self, event: MediaReceived, arrival: float) -> None:
         if event.capture_ts is None:
             raise ValueError("a packet of a time-synchronised stream without capture time")
-        payload: bytes | memoryview = event.payload
-        if self.decoder is not None and event.payload:
-            try:
-                payload = self.decoder.decode(event.payload).data.cast("B")
-            except ProtocolError:
-                self.undecodable += 1
-                return
-        self.playout.push_packet(
-            event.timestamp,
-            event.capture_ts,
-            payload,
-            self.playout.now() - int((self._clock() - arrival) * 1e9),
-            bool(event.flags & MEDIA_DTX),
+        arrival_ns = self.playout.now() - int((self._clock() - arrival) * 1e9)
+        silence = bool(event.flags & MEDIA_DTX)
+        if self.decoder is None:
+            self.playout.push_packet(
+                event.timestamp, event.capture_ts, event.payload, arrival_ns, silence
+            )
+            return
+        packet = OrderedPacket(
+            sequence_number=event.sequence_number,
+            timestamp=event.timestamp,
+            capture_ts=event.capture_ts,
+            payload=event.payload,
+            arrival_ns=arrival_ns,
+            silence=silence,
         )
+        self._take(self.decoder, self.decoder.push(packet))
+
+    def statistics(self) -> SyncStatistics:
+        seen = self.playout.statistics()
+        return seen if self.decoder is None else replace(seen, codec=self.decoder.statistics())
+
+    def flush(self) -> int:
+        if self.decoder is not None:
+            self.decoder.flush()
+        self._stop_waiting()
+        return super().flush()
+
+    def _finish(self) -> None:
+        self._stop_waiting()
+        if self.decoder is not None:
+            self._take(self.decoder, self.decoder.drain())
+        super()._finish()
+
+    def _take(self, decoder: OrderedDecoder, packets: Iterable[OrderedPacket]) -> None:
+        """Hand over what was decoded, and wait for what is missing as long as that may be."""
+        for packet in packets:
+            if packet.too_late:
+                self.playout.push_late(packet.capture_ts, packet.arrival_ns)
+            else:
+                self.playout.push_packet(
+                    packet.timestamp,
+                    packet.capture_ts,
+                    packet.payload,
+                    packet.arrival_ns,
+                    packet.silence,
+                    packet.made_up,
+                )
+        self._stop_waiting()
+        missing = decoder.missing_ts
+        if missing is not None:
+            wait = self.playout.needed_in_ns(missing) / 1e9 - GIVE_UP_S
+            self._gap = self._loop.call_later(max(wait, 0.0), self._give_up, decoder)
+
+    def _give_up(self, decoder: OrderedDecoder) -> None:
+        self._gap = None
+        self._take(decoder, decoder.give_up())
+
+    def _stop_waiting(self) -> None:
+        if self._gap is not None:
+            self._gap.cancel()
+            self._gap = None

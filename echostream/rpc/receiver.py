@@ -22,6 +22,7 @@ from echostream.errors import (
 from echostream.media.codec import PCM
 from echostream.media.decoded import CodecPlayout
 from echostream.media.frame import AudioFormat, AudioFrame
+from echostream.media.ordered_decoder import OrderedDecoder
 from echostream.media.playout import Playout, PlayoutStatistics
 from echostream.media.sync_playout import SyncPlayout, SyncStatistics
 from echostream.protocol import events as ev
@@ -242,7 +243,8 @@ class StreamReceiver:
         feed_options = (peer.loop, peer.connection.clock, self._give_room, self._fail_sender)
         if profile == "sync":
             feed = SyncFeed(self._sync_playout(format, **options), *feed_options)
-            feed.decoder = self._decoder
+            if self._decoder is not None:
+                feed.decoder = OrderedDecoder(self._decoder, format)
             feed.keep_sharp(peer.clock)
         elif self._decoder is None:
             feed = AdaptiveFeed(Playout(format, profile=profile, **options), *feed_options)
@@ -334,13 +336,11 @@ class StreamReceiver:
         """A snapshot of the counters."""
         lost = 0
         feed = self._feed
-        seen = feed.playout.statistics() if feed else None
+        seen = feed.statistics() if feed else None
         playing, sync = (None, seen) if isinstance(seen, SyncStatistics) else (seen, None)
         undecodable = self._undecodable
-        if feed is not None:
-            undecodable += feed.undecodable
-        if playing is not None and playing.codec is not None:
-            undecodable += playing.codec.undecodable
+        if seen is not None and seen.codec is not None:
+            undecodable += seen.codec.undecodable
         if self.realtime:
             expected = self._expected_before + self._highest + 1
             lost = max((self._total if self._over else expected) - self._packets, 0)

@@ -44,7 +44,8 @@ class Room:
     @property
     def wanted(self) -> bool:
         """Whether somebody waits."""
-        return bool(self._calls or self._events or self.slots or self._streams)
+        waiting = self._calls or self._events or self.slots or self._streams
+        return bool(waiting) or self._peer.sending.waiting
 
     @property
     def idle(self) -> bool:
@@ -89,18 +90,31 @@ class Room:
 
     async def wait_call(self, priority: int = USUAL) -> None:
         """Wait until a call, or an answer, can be queued."""
-        self._peer.check_open()
-        while self._peer.outbox.call_bytes > share(QUEUE_HIGH, priority):
-            await self._wait(self._calls)
+        outbox, most = self._peer.outbox, share(QUEUE_HIGH, priority)
+        await self._wait_queue(self._calls, lambda: outbox.call_bytes > most)
 
     async def wait_event(self, most: int = QUEUE_HIGH) -> None:
         """Wait until at most ``most`` bytes of events are queued."""
         peer = self._peer
-        peer.check_open()
-        while peer.outbox.event_bytes > most:
-            await self._wait(self._events)
+        await self._wait_queue(self._events, lambda: peer.outbox.event_bytes > most)
         if peer.going_away and peer.events.leaves_behind:
             raise peer.leaving_error()
+
+    async def _wait_queue(self, waiters: _Waiters, full: Callable[[], bool]) -> None:
+        self._peer.check_open()
+        while True:
+            while full():
+                await self._wait(waiters)
+            if not self._peer.sending.refuses:
+                return
+            await self.wait_share()
+            if not full():  # this was its turn: nobody may ask it to wait again
+                return
+
+    async def wait_share(self) -> None:
+        """Wait until all connections together hold less."""
+        await self._peer.sending.wait()
+        self._peer.check_open()
 
     async def wait_stream(self, stream_id: int, low: int) -> None:
         """Wait until at most ``low`` bytes of a QUIC stream of ours are unacknowledged."""

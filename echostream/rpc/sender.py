@@ -315,6 +315,9 @@ class StreamSender:
         while not self._done and self._peer.connection.engine.buffered(self.stream_id) > SEND_HIGH:
             await self._peer.room.wait_stream(self.stream_id, SEND_LOW)
             self._check()
+        if not self._done and self._peer.sending.refuses:
+            await self._peer.room.wait_share()
+            self._check()
 
     def _samples(
         self, frame: Sendable, format: AudioFormat, capture_ts: int | None
@@ -400,6 +403,7 @@ class StreamSender:
         connection = self._peer.connection
         if not self.realtime:
             connection.engine.send_stream(self.stream_id, data, False)
+            self._peer.sending.charge(len(data))
         else:
             deadline = None if self._max_age is None else connection.clock() + self._max_age
             if not connection.engine.send_datagram(data, deadline):

@@ -34,6 +34,9 @@ class SessionStatistics:
     how much this side's timers come late while its clock is in use. ``scheduled_late``,
     ``scheduled_refused``: calls and events with ``at`` whose time had passed, or was too far ahead.
     ``expired``: not sent because ``max_age`` passed. ``datagrams_dropped``: by the transport.
+    ``ecn``: ``"off"``, ``"testing"``, ``"capable"`` (packets are marked, and the path carries it)
+    or ``"failed"``; ``ecn_ce``, ``ecn_ce_received``: packets that met congestion, ours and the
+    peer's.
     """
 
     smoothed_rtt: float
@@ -64,6 +67,9 @@ class SessionStatistics:
     packets_sent: int
     packets_received: int
     packets_lost: int
+    ecn: str
+    ecn_ce: int
+    ecn_ce_received: int
 
 
 def peer_statistics(peer: Peer) -> SessionStatistics:
@@ -100,6 +106,9 @@ def peer_statistics(peer: Peer) -> SessionStatistics:
         packets_sent=info.packets_sent,
         packets_received=info.packets_received,
         packets_lost=info.packets_lost,
+        ecn=info.ecn,
+        ecn_ce=info.ecn_ce,
+        ecn_ce_received=info.ecn_ce_received,
     )
 
 

@@ -120,6 +120,8 @@ class Connection:
         self.arrival_age: Callable[[], float] | None = None
         """How long ago that datagram came in (s), 0 where that is not known. To be asked while its
         events are handed on."""
+        self.on_acknowledged: Callable[[], None] | None = None
+        """Called after datagrams that call for no flush: less may be buffered now."""
         self.on_sending: Callable[[], None] | None = None
         """Called once, right before the next datagrams are handed to the network."""
         self._handler: ConnectionHandler | None = None
@@ -238,6 +240,8 @@ class Connection:
         if self._reported or handler is None or not (self.engine.idle and handler.idle):
             self.wake()
         else:
+            if self.on_acknowledged is not None:
+                self.on_acknowledged()
             self._arm_timer()
 
     def poll(self) -> None:

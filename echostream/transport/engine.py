@@ -9,29 +9,69 @@ Terms are those of RFC 9000 and RFC 9221.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 __all__ = [
     "Acceptor",
     "Address",
+    "CeAddress",
     "Closed",
     "ConnectionIdIssued",
     "ConnectionIdRetired",
     "DatagramReceived",
+    "Ect0Address",
+    "Ect1Address",
     "Engine",
     "EngineEvent",
     "EngineInfo",
     "HandshakeCompleted",
+    "MarkedAddress",
     "PathChanged",
     "PingAcknowledged",
     "StopSending",
     "StreamData",
     "StreamReset",
     "TicketReceived",
+    "unmarked",
 ]
 
 Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 """A resolved socket address, in the shape of its socket's family."""
+
+
+class MarkedAddress(tuple[Any, ...]):
+    """An address equal to the plain one, which says in addition how the IP header of a datagram
+    from there was marked, or is to be marked on the way there (ECN, RFC 3168). What cannot mark
+    takes it for the plain one."""
+
+    __slots__ = ()
+    ecn: ClassVar[int]
+
+
+class Ect1Address(MarkedAddress):
+    """ECT(1)."""
+
+    __slots__ = ()
+    ecn = 1
+
+
+class Ect0Address(MarkedAddress):
+    """ECT(0): the sender understands marks."""
+
+    __slots__ = ()
+    ecn = 2
+
+
+class CeAddress(MarkedAddress):
+    """Congestion was met on the way."""
+
+    __slots__ = ()
+    ecn = 3
+
+
+def unmarked(address: Address) -> Address:
+    """The plain address."""
+    return address if type(address) is tuple else tuple(address)  # type: ignore[return-value]
 
 
 class HandshakeCompleted(NamedTuple):
@@ -145,6 +185,12 @@ class EngineInfo(NamedTuple):
     packets_lost: int
     datagrams_dropped: int
     buffered: int
+    ecn: str = "off"
+    """``"testing"``, ``"capable"``, or ``"failed"`` where the path or the peer is not up to it."""
+    ecn_ce: int = 0
+    """Packets of ours that met congestion, as the peer reports."""
+    ecn_ce_received: int = 0
+    """Packets of the peer that did."""
 
 
 class Engine(Protocol):
@@ -158,7 +204,8 @@ class Engine(Protocol):
         """Start the handshake towards ``address`` (client only, once)."""
 
     def feed(self, data: bytes, address: Address, now: float) -> None:
-        """Take one UDP datagram that arrived from ``address``."""
+        """Take one UDP datagram that arrived from ``address``, which may be a
+        :class:`MarkedAddress`, here and in :meth:`flush`."""
 
     def flush(self, now: float) -> list[tuple[bytes, Address]]:
         """The UDP datagrams to send now."""

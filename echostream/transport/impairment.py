@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 __all__ = ["Impairer", "Impairment", "PathStatistics"]
 
+CE = 3
+"""Congestion experienced (RFC 3168, section 5)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Impairment:
@@ -46,9 +49,16 @@ class Impairment:
     """Larger datagrams vanish (a path MTU black hole)."""
     blackhole: bool = False
     """Everything vanishes."""
+    ce: float = 0.0
+    """Of the datagrams that are marked ECT, as many are marked CE instead of lost (RFC 3168)."""
+    ecn: str = "carried"
+    """What happens to marks: ``"carried"``, ``"cleared"``, or ``"dropped"`` with their datagrams.
+    Only the network in memory has any; the relay always clears them."""
 
     def __post_init__(self) -> None:
-        for name in ("loss", "burst_start", "burst_end", "duplicate", "corrupt", "truncate"):
+        if self.ecn not in ("carried", "cleared", "dropped"):
+            raise ValueError(f"ecn is 'carried', 'cleared' or 'dropped', not {self.ecn!r}")
+        for name in ("loss", "burst_start", "burst_end", "duplicate", "corrupt", "truncate", "ce"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is a probability: {getattr(self, name)!r}")
         for name in ("delay", "jitter", "tail", "stall_every", "stall", "rate", "queue", "mtu"):
@@ -77,6 +87,8 @@ class PathStatistics:
     duplicated: int
     corrupted: int
     truncated: int
+    marked: int
+    """As CE."""
 
 
 class Impairer:
@@ -93,7 +105,7 @@ class Impairer:
         self._stall: tuple[float, float] | None = None  # the current or next one
         self._waiting: deque[float] = deque()  # when each of those in the queue leaves it
         self._received = self._delivered = self._lost = self._overflowed = 0
-        self._duplicated = self._corrupted = self._truncated = 0
+        self._duplicated = self._corrupted = self._truncated = self._marked = 0
 
     def statistics(self) -> PathStatistics:
         """A snapshot of the counters."""
@@ -105,6 +117,7 @@ class Impairer:
             duplicated=self._duplicated,
             corrupted=self._corrupted,
             truncated=self._truncated,
+            marked=self._marked,
         )
 
     def datagram(self, data: bytes, now: float) -> list[tuple[float, bytes]]:
@@ -128,6 +141,20 @@ class Impairer:
             self._delivered += 1
             arrivals.append((self._free_or(now) + self._delay(), data))
         return arrivals
+
+    def mark(self, ecn: int) -> int:
+        """What becomes of a datagram's ECN bits on the way; below 0: it vanishes for them."""
+        fault = self.impairment
+        if not ecn or fault.ecn == "cleared":
+            return 0
+        if fault.ecn == "dropped":
+            self._received += 1
+            self._lost += 1
+            return -1
+        if fault.ce and self._random.random() < fault.ce:
+            self._marked += 1
+            return CE
+        return ecn
 
     def arrival(self, size: int, now: float, *, bounded: bool = True) -> float | None:
         """When ``size`` bytes sent now arrive, or ``None`` if they are lost. What a damaged

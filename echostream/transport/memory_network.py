@@ -13,11 +13,21 @@ import random
 from echostream.codes import Close
 from echostream.errors import ConfigurationError
 from echostream.transport.connection import Connection, loop_clock
-from echostream.transport.engine import Acceptor, Address, Engine
+from echostream.transport.engine import (
+    Acceptor,
+    Address,
+    CeAddress,
+    Ect0Address,
+    Ect1Address,
+    Engine,
+    MarkedAddress,
+)
 from echostream.transport.impairment import Impairer, Impairment, PathStatistics
 from echostream.transport.routing import OnConnection, Router
 
 __all__ = ["MemoryEndpoint", "MemoryNetwork"]
+
+_SEEN = {kind.ecn: kind for kind in (Ect1Address, Ect0Address, CeAddress)}
 
 
 class MemoryNetwork:
@@ -93,9 +103,13 @@ class MemoryNetwork:
         now = self._clock()
         for data, destination in datagrams:
             path = self._path(source[0], destination[0])
+            ecn = path.mark(destination.ecn) if isinstance(destination, MarkedAddress) else 0
+            if ecn < 0:
+                continue
+            seen: Address = _SEEN[ecn](source) if ecn else source
             for arrival, arrived in path.datagram(data, now):
                 self._order += 1
-                item = (arrival, self._order, arrived, source, destination)
+                item = (arrival, self._order, arrived, seen, destination)
                 heapq.heappush(self._in_flight, item)
         self._arm(now)
 

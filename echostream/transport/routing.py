@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
 
 from echostream.codes import Close
 from echostream.transport.connection import Connection, loop_clock
-from echostream.transport.engine import Acceptor, Address, Engine
+from echostream.transport.engine import Acceptor, Address, Engine, unmarked
 from echostream.transport.handler import ConnectionHandler
 from echostream.transport.turns import Send, Turns
 
@@ -20,9 +21,13 @@ logger = logging.getLogger(__name__)
 CONNECTION_ID_LENGTH = 8
 """Bytes of every connection ID that this side issues: a short header does not say."""
 
-ACCEPT_BATCH = 4
+ACCEPT_BATCH = 2
 """Connections that may begin in one turn of the loop: a handshake's first packet costs a hundred
-times what another costs. The others wait for the next turns."""
+times what another costs."""
+
+STRANGERS = 32
+"""Datagrams of no connection that are looked at in one turn, after those of connections. The others
+wait for the next turns."""
 
 POSTPONED = 512
 """Datagrams that wait so; more of them are ignored, and an honest client repeats its own."""
@@ -61,7 +66,8 @@ class Router:
         self._arrival_age = arrival_age
         self._routes: dict[bytes, Connection] = {}
         self._connections: dict[Connection, set[bytes]] = {}
-        self._postponed: list[tuple[bytes, Address]] = []
+        self._strangers: deque[tuple[bytes, Address]] = deque()
+        self._next_strangers: asyncio.Handle | None = None
 
     @property
     def connections(self) -> list[Connection]:
@@ -84,27 +90,24 @@ class Router:
         """Feed each datagram to its connection; then, per connection, hand on its events once."""
         now = self._clock()
         routes = self._routes
-        enough = self.accepted + ACCEPT_BATCH
         touched: dict[Connection, None] = {}
-        for data, address in datagrams:
+        for datagram in datagrams:
+            data, address = datagram
             connection_id = destination_connection_id(data)
             if connection_id is None:
                 self.malformed += 1
                 continue
             connection = routes.get(connection_id)
-            if connection is None:
-                if self.accepted >= enough:
-                    self._postpone(data, address)
-                    continue
-                connection = self._unknown(connection_id, data, address, now)
-                if connection is None:
-                    continue
-            connection.feed(data, address, now)
-            touched[connection] = None
-        for connection in touched:
-            connection.report()
-        for connection in touched:  # only now: the tasks of all of them run before their turn ends
-            connection.settle()
+            if connection is not None:
+                connection.feed(data, address, now)
+                touched[connection] = None
+            elif len(self._strangers) < POSTPONED:
+                self._strangers.append(datagram)
+            else:
+                self.ignored += 1
+        if self._strangers and self._next_strangers is None:
+            self._receive_strangers(now, touched)
+        _hand_on(touched)
 
     def stop_listening(self) -> None:
         """Accept no more; what belongs to no connection is dropped."""
@@ -148,20 +151,40 @@ class Router:
 
     # Private
 
-    def _postpone(self, data: bytes, address: Address) -> None:
-        if len(self._postponed) >= POSTPONED:
-            self.ignored += 1
-            return
-        if not self._postponed:
-            self._loop.call_soon(self._receive_postponed)
-        self._postponed.append((data, address))
+    def _receive_strangers(self, now: float, touched: dict[Connection, None]) -> None:
+        """Look at some datagrams that belonged to no connection when they came."""
+        enough = self.accepted + ACCEPT_BATCH
+        answers: list[tuple[bytes, Address]] = []
+        for _ in range(min(STRANGERS, len(self._strangers))):
+            data, address = self._strangers.popleft()
+            connection_id = destination_connection_id(data)
+            assert connection_id is not None
+            connection = self._routes.get(connection_id)
+            if connection is None:
+                connection = self._unknown(connection_id, data, unmarked(address), now, answers)
+            if connection is not None:
+                connection.feed(data, address, now)
+                touched[connection] = None
+                if self.accepted >= enough:
+                    break
+        if answers:
+            self._send(answers)
+        if self._strangers:
+            self._next_strangers = self._loop.call_soon(self._receive_more)
 
-    def _receive_postponed(self) -> None:
-        postponed, self._postponed = self._postponed, []
-        self.receive(postponed)
+    def _receive_more(self) -> None:
+        self._next_strangers = None
+        touched: dict[Connection, None] = {}
+        self._receive_strangers(self._clock(), touched)
+        _hand_on(touched)
 
     def _unknown(
-        self, connection_id: bytes, data: bytes, address: Address, now: float
+        self,
+        connection_id: bytes,
+        data: bytes,
+        address: Address,
+        now: float,
+        answers: list[tuple[bytes, Address]],
     ) -> Connection | None:
         if self._acceptor is None or self._on_connection is None:
             self.unroutable += 1
@@ -178,7 +201,7 @@ class Router:
             return None
         if isinstance(answer, bytes):
             self.answered += 1
-            self._send([(answer, address)])
+            answers.append((answer, address))
             return None
         self.accepted += 1
         connection = self._add(answer, address)
@@ -205,6 +228,13 @@ class Router:
         connection.arrival_age = self._arrival_age
         self._connections[connection] = set()
         return connection
+
+
+def _hand_on(touched: dict[Connection, None]) -> None:
+    for connection in touched:
+        connection.report()
+    for connection in touched:  # only now: the tasks of all of them run before their turn ends
+        connection.settle()
 
 
 def destination_connection_id(data: bytes) -> bytes | None:

@@ -11,7 +11,7 @@ import os
 import socket
 from typing import Protocol
 
-from echostream.transport.engine import Address
+from echostream.transport.engine import Address, CeAddress, Ect0Address, Ect1Address
 
 __all__ = ["DatagramSocket", "PlainSocket", "datagram_socket"]
 
@@ -53,7 +53,8 @@ def datagram_socket(sock: socket.socket) -> DatagramSocket:
         except ImportError:  # another system, or nothing was compiled
             pass
         else:
-            return BatchSocket(sock.fileno(), sock.family)
+            marks = Ect1Address, Ect0Address, CeAddress
+            return BatchSocket(sock.fileno(), sock.family, marks=marks)
     return PlainSocket(sock)
 
 

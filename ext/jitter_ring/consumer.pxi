@@ -5,7 +5,7 @@ cdef void ring_flush(JitterRing r, int64_t number) noexcept nogil:
     cdef int64_t frames = min(max(r.newest - r.cursor, 0), r.pcm.size)
     atomic_add(&r.n.flushed, frames)
     pcm_clear(&r.pcm, r.cursor, r.pcm.size)
-    r.newest = r.cursor
+    atomic_store(&r.newest, r.cursor)
     r.silence_from = r.cursor
     r.flushes_seen = number
 
@@ -37,7 +37,7 @@ cdef void ring_place(JitterRing r, int64_t slot) noexcept nogil:
         r.arena + <size_t>slot * r.slot_bytes + <size_t>passed * r.frame_bytes,
         r.int16, passed == 0,
     )
-    r.newest = max(r.newest, end)
+    atomic_store(&r.newest, max(r.newest, end))
 
 
 cdef void ring_skip(JitterRing r, int64_t frames) noexcept nogil:
@@ -45,8 +45,8 @@ cdef void ring_skip(JitterRing r, int64_t frames) noexcept nogil:
     cdef int64_t real = min(max(r.newest - r.cursor, 0), frames)
     pcm_clear(&r.pcm, r.cursor, min(frames, r.pcm.size))
     atomic_add(&r.n.skipped, real)
-    r.cursor += frames
-    r.newest = max(r.newest, r.cursor)
+    atomic_store(&r.cursor, r.cursor + frames)
+    atomic_store(&r.newest, max(r.newest, r.cursor))
     r.reference -= <double>to_ns(frames, r.rate)
 
 
@@ -75,14 +75,14 @@ cdef bint ring_ingest(JitterRing r) noexcept nogil:
 cdef int64_t ring_schedule(JitterRing r, int64_t now) noexcept nogil:
     """Take in what arrived; how far (ns) the playout point is before its target."""
     cdef double offset
+    cdef int64_t live
     if not r.started:
         if not atomic_load(&r.ready):
             return 0
-        r.started = True
-        r.cursor = min(
-            to_frames(now - atomic_load(&r.target), r.rate), atomic_load(&r.earliest)
-        )
-        r.newest = r.cursor
+        live = to_frames(now - atomic_load(&r.target), r.rate)
+        atomic_store(&r.cursor, min(live, atomic_load(&r.earliest)))
+        atomic_store(&r.newest, r.cursor)
+        atomic_store(&r.started, 1)
         r.reference = <double>(now - to_ns(r.cursor, r.rate))
     ring_ingest(r)
     offset = <double>(now - to_ns(r.cursor, r.rate))
@@ -104,9 +104,9 @@ cdef int64_t ring_play(JitterRing r, float* out, int64_t frames) noexcept nogil:
         atomic_add(&r.n.played, 1)
         early = <double>to_ns(start, r.rate) - r.deviation
         if early > r.earliness:
-            r.earliness = early
+            atomic_store_real(&r.earliness, early)
         else:
-            r.earliness += (early - r.earliness) / 512.0
+            atomic_store_real(&r.earliness, r.earliness + (early - r.earliness) / 512.0)
         start += 1
         start += pcm_next_packet(&r.pcm, r.cursor + start, frames - start)
     if out != NULL:
@@ -127,7 +127,7 @@ cdef int64_t ring_play(JitterRing r, float* out, int64_t frames) noexcept nogil:
             done += run
     pcm_clear(&r.pcm, r.cursor, frames)
     atomic_add(&r.n.played_frames, real)
-    r.cursor += frames
+    atomic_store(&r.cursor, r.cursor + frames)
     return real
 
 
@@ -208,8 +208,8 @@ cdef int64_t ring_take(JitterRing r, float* out, int64_t frames, int64_t instead
 cdef int64_t ring_pass_over(JitterRing r, int64_t frames) noexcept nogil:
     """Go forward over a gap at the cursor, at most ``frames``; how many it were."""
     cdef int64_t gap = pcm_gap(&r.pcm, r.cursor, min(frames, r.pcm.size))
-    r.cursor += gap
-    r.newest = max(r.newest, r.cursor)
+    atomic_store(&r.cursor, r.cursor + gap)
+    atomic_store(&r.newest, max(r.newest, r.cursor))
     r.reference -= <double>to_ns(gap, r.rate)
     return gap
 
@@ -228,7 +228,8 @@ cdef bint ring_is_silence(JitterRing r, int64_t ahead) noexcept nogil:
 
 
 cdef int64_t ring_buffered(JitterRing r) noexcept nogil:
-    return max(r.newest - r.cursor, 0) if r.started else 0
+    """For any thread: of two words, so that a look from outside may be a pull behind."""
+    return max(atomic_load(&r.newest) - atomic_load(&r.cursor), 0) if atomic_load(&r.started) else 0
 
 
 cdef int64_t ring_frames_of(JitterRing r, Py_buffer* view) except -1:

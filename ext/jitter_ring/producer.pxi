@@ -88,7 +88,8 @@ cdef int ring_push(
 
 
 cdef inline int ring_check(
-    JitterRing r, int64_t sequence_number, int64_t timestamp, size_t length, int epoch, bint silence
+    JitterRing r, int64_t sequence_number, int64_t timestamp, size_t length, int64_t arrival,
+    int64_t epoch, bint silence,
 ) except -1:
     if r.arena == NULL:
         raise ValueError("JitterRing.__init__ was not called")
@@ -103,6 +104,17 @@ cdef inline int ring_check(
         r.line.timestamp_bits < 63 and timestamp >> r.line.timestamp_bits
     ):
         raise ValueError(f"timestamp {timestamp} is negative or needs more bits than agreed")
+    if not -FARTHEST <= arrival <= FARTHEST:
+        raise ValueError(f"arrival_ns {arrival} is more than 146 years away")
     if not 0 <= epoch < 65536:
         raise ValueError(f"epoch is from 0 to 65535, not {epoch}")
     return 0
+
+
+cdef inline int64_t whole(str name, value) except? -1:
+    """An integer of 64 bits, or an error that names what it is not."""
+    cdef int beyond = 0
+    cdef int64_t number = PyLong_AsLongLongAndOverflow(value, &beyond)
+    if beyond:
+        raise ValueError(f"{name} needs more than 63 bits")
+    return number

@@ -43,27 +43,21 @@ cdef void deliver(
     cdef Py_ssize_t channels = view.shape[1], row, channel, stride = view.strides[1]
     cdef char* to = <char*>view.buf + at * view.strides[0]
     cdef Py_ssize_t width = view.itemsize
-    cdef float value
+    cdef float silence = 0.0
+    cdef const float* value
     if stride == width and view.strides[0] == channels * width:
         if source == NULL:
             memset(to, 0, <size_t>(frames * channels * width))
-            return
-        if not int16:
+        elif int16:
+            es_to_int16(source, <int16_t*>to, frames * channels)
+        else:
             memcpy(to, source, <size_t>(frames * channels) * sizeof(float))
-            return
+        return
     for row in range(frames):
         for channel in range(channels):
-            value = source[row * channels + channel] if source != NULL else <float>0.0
+            value = source + row * channels + channel if source != NULL else &silence
             if int16:
-                (<int16_t*>(to + channel * stride))[0] = word_of(value)
+                es_to_int16(value, <int16_t*>(to + channel * stride), 1)
             else:
-                (<float*>(to + channel * stride))[0] = value
+                (<float*>(to + channel * stride))[0] = value[0]
         to += view.strides[0]
-
-
-cdef inline int16_t word_of(float value) noexcept nogil:
-    """As ``float32_to_int16``: 32768 to one, nearest, saturating; NaN is 0."""
-    value *= <float>32768.0
-    if value != value:
-        return 0
-    return <int16_t>lrintf(min(max(value, <float>-32768.0), <float>32767.0))

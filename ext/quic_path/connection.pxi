@@ -11,6 +11,7 @@ cdef class ConnectionState:
     cdef public object _application_space
     cdef public object _close_at
     cdef public bint _close_pending
+    cdef public int datagram_ecn
     cdef public object _datagrams
     cdef public int64_t _datagram_lead
     cdef public object _events
@@ -71,6 +72,8 @@ cdef class ConnectionState:
     cdef object keys
     cdef object path
     cdef object address
+    cdef object marked_for  # the address that marked belongs to
+    cdef object marked  # the same, for datagrams that leave as ECT(0)
     cdef object peer  # the object of the peer's connection ID that cid belongs to
     cdef bytes cid
     cdef double idle_timeout
@@ -125,6 +128,7 @@ cdef class ConnectionState:
         self.acked = Ranges()
         self.plain_work = True
         self.typed = True
+        self.begin_ecn()
         return True
 
     cdef int make_room(self) except -1:
@@ -172,6 +176,15 @@ cdef class ConnectionState:
         return at
 
     # Streams
+
+    @property
+    def buffered_total(self):
+        """Bytes of all streams that were not acknowledged."""
+        cdef Stream stream
+        cdef int64_t total = 0
+        for stream in self._streams_queue:
+            total += stream.sender._buffer_stop - stream.sender._buffer_start
+        return total
 
     def send_stream_data(self, stream_id, data, bint end_stream=False):
         """Append to a stream's sending part."""

@@ -30,10 +30,18 @@ cdef class RecoveryState:
     cdef public object skipped
     cdef public int64_t largest_delivered
     cdef public dict _presumed_lost
+    # See ``EcnValidation`` in transport/quic/ecn.py.
+    cdef public bint ecn_marks
+    cdef public bint ecn_capable
+    cdef public int64_t ecn_first
+    cdef public int64_t ecn_from
+    cdef public int64_t ecn_ect0
+    cdef public int64_t ecn_ce
+    cdef public object ack_counts
     cdef public bint plain_delivery
     """Whether a handler of aioquic ran: there may be something to send for it."""
 
-    cdef int sent(self, SentPacket packet, PacketSpace space, Reno control) except -1:
+    cdef int sent(self, SentPacket packet, PacketSpace space, Westwood control) except -1:
         space.sent_packets[packet.packet_number] = packet
         self.largest_sent = packet.packet_number
         self.packets_sent += 1
@@ -83,16 +91,18 @@ cdef class RecoveryState:
         return 0
 
     cdef int acknowledged(
-        self, Ranges acked, double ack_delay, double now, PacketSpace space
+        self, Ranges acked, double ack_delay, double now, PacketSpace space, const int64_t *counts
     ) except -1:
-        """An ACK frame arrived. Its numbers were checked."""
+        """An ACK frame arrived. Its numbers were checked. ``counts``: of ECT(0), ECT(1) and CE
+        where it has them, else NULL."""
         cdef int64_t largest = acked.items[2 * acked.count - 1] - 1
-        cdef int64_t number, newest = -1
+        cdef int64_t number, newest = -1, marked = 0
+        cdef bint newer = largest > space.largest_acked_packet
         cdef Py_ssize_t at = 0
         cdef double newest_time = 0.0
         cdef bint eliciting = False
         cdef SentPacket packet
-        cdef Reno control = self._cc
+        cdef Westwood control = self._cc
         cdef list arrived = []
         if largest > space.largest_acked_packet:
             space.largest_acked_packet = largest
@@ -113,14 +123,17 @@ cdef class RecoveryState:
                 eliciting = True
                 space.ack_eliciting_in_flight -= 1
             if packet.in_flight:
-                control.acked(packet.sent_bytes, packet.sent_time)
+                control.acked(packet.sent_bytes, packet.sent_time, now)
                 if packet.sent_bytes > self.largest_delivered:
                     self.largest_delivered = packet.sent_bytes
             newest = packet.packet_number
             newest_time = packet.sent_time
+            marked += newest >= self.ecn_from
             self.deliver(True, packet, space)
         if newest == largest and eliciting:
             self._measure(now - newest_time, ack_delay, now, control)
+        if self.ecn_marks and newer and (counts != NULL or marked):
+            self._weigh_marks(counts, marked, newest_time, now)
         lost = self.find_lost(now, space)
         if lost:
             self._declare_lost(lost, now, space)
@@ -128,7 +141,30 @@ cdef class RecoveryState:
             self._pto_count = 0
         return 0
 
-    cdef int _measure(self, double rtt, double ack_delay, double now, Reno control) except -1:
+    cdef int _weigh_marks(
+        self, const int64_t *counts, int64_t marked, double sent_time, double now
+    ) except -1:
+        """What the plain method does, where the marks arrived as they were sent."""
+        if (
+            counts != NULL
+            and not counts[1]
+            and counts[2] == self.ecn_ce
+            and counts[0] - self.ecn_ect0 >= marked
+            and counts[0] + counts[2] <= self.largest_sent + 1 - self.ecn_first
+        ):
+            self.ecn_ect0 = counts[0]
+            if marked:
+                self.ecn_capable = True
+        else:
+            self._weigh_ecn(
+                None if counts == NULL else (counts[0], counts[1], counts[2]),
+                marked,
+                sent_time,
+                now,
+            )
+        return 0
+
+    cdef int _measure(self, double rtt, double ack_delay, double now, Westwood control) except -1:
         """RFC 9002, section 5.3, as aioquic reads it."""
         ack_delay = min(ack_delay, self.max_ack_delay)
         self._rtt_latest = max(rtt, 0.001)
@@ -183,14 +219,19 @@ cdef class RecoveryState:
     def note_acknowledged(self, ack_rangeset, double ack_delay, double now, PacketSpace space):
         """The plain class read an ACK frame, and checked it."""
         cdef Ranges acked = Ranges()
+        cdef int64_t counts[3]
         for each in ack_rangeset:
             acked.insert(each.start, each.stop)
-        self.acknowledged(acked, ack_delay, now, space)
+        if self.ack_counts is None:
+            self.acknowledged(acked, ack_delay, now, space, NULL)
+            return
+        counts[0], counts[1], counts[2] = self.ack_counts
+        self.acknowledged(acked, ack_delay, now, space, counts)
 
     def give_up(self, list packets, PacketSpace space, double now, bint congestion):
         """Stop tracking ``packets``, and send again what was in them. How many were in flight."""
         cdef SentPacket packet
-        cdef Reno control = self._cc
+        cdef Westwood control = self._cc
         cdef list counted = []
         for packet in packets:
             del space.sent_packets[packet.packet_number]

@@ -22,7 +22,7 @@ cdef enum FrameType:
 cdef struct Frame:
     uint8_t type
     size_t start  # after the type
-    size_t body  # of STREAM and DATAGRAM: where the data begins
+    size_t body  # of STREAM and DATAGRAM: where the data begins; of ACK_ECN: the counts
     size_t stop
     uint64_t number  # STREAM: its id; ACK: the largest acknowledged
     uint64_t offset  # STREAM: of the data; ACK: the delay
@@ -127,6 +127,7 @@ cdef size_t scan_ack(const uint8_t *p, size_t at, size_t size, Frame *frame) noe
         if at == 0 or gap + 2 > left or length > left - gap - 2:
             return 0
         left -= gap + 2 + length
+    frame.body = at
     if frame.type == ACK_ECN:
         for each in range(3):
             if at:
@@ -159,6 +160,20 @@ cdef int pull_ranges(const uint8_t *p, size_t size, const Frame *frame, Ranges i
         at = get_varint(p, at, size, &value)
         stop = item[0] - 1 - <int64_t>value
         item -= 2
+
+
+cdef const int64_t *pull_counts(
+    const uint8_t *p, size_t size, const Frame *frame, int64_t *into
+) noexcept nogil:
+    """The ECN counts of an ACK frame that was scanned; NULL where it has none."""
+    cdef size_t at = frame.body, each
+    cdef uint64_t value = 0
+    if frame.type != ACK_ECN:
+        return NULL
+    for each in range(3):
+        at = get_varint(p, at, size, &value)
+        into[each] = <int64_t>value
+    return into
 
 
 cdef size_t put_ranges(

@@ -86,6 +86,8 @@ cdef class ReceivePath(ConnectionState):
             space.largest_received_time = now
         space.ack_queue.insert(number, number + 1)
         space.received_packets.insert(number)
+        if self.datagram_ecn:
+            space.count(self.datagram_ecn)
         if space.ack_queue.count > MOST_ACK_RANGES:
             space.ack_queue._close(0, 1)
         if eliciting:
@@ -94,7 +96,9 @@ cdef class ReceivePath(ConnectionState):
             elif space.ack_at is not None:
                 space.ack_at = min(<double>space.ack_at, now + ACK_DELAY)
             else:
-                space.ack_at = now + (LONE_ACK_DELAY if in_order else ACK_DELAY)
+                space.ack_at = now + (
+                    LONE_ACK_DELAY if in_order and self.datagram_ecn != CE else ACK_DELAY
+                )
         return True
 
     cdef bint asks(self, const Frame *frames, Py_ssize_t count) noexcept:
@@ -130,6 +134,7 @@ cdef class ReceivePath(ConnectionState):
         cdef const uint8_t *p = <const uint8_t *>PyBytes_AsString(plain)
         cdef const Frame *frame
         cdef Py_ssize_t each
+        cdef int64_t counts[3]
         for each in range(count):
             frame = frames + each
             if STREAM <= frame.type <= LAST_STREAM:
@@ -152,6 +157,7 @@ cdef class ReceivePath(ConnectionState):
                     <double>frame.offset * <double>(1 << self._remote_ack_delay_exponent) / 1e6,
                     now,
                     self.space,
+                    pull_counts(p, <size_t>len(plain), frame, counts),
                 )
             else:
                 self.hand_over(plain, frame, now)

@@ -84,6 +84,12 @@ cdef SentPacket typed_packet(packet):
     return typed
 
 
+cdef enum:
+    ECT1 = 1  # two bits of the IP header (RFC 3168, section 5)
+    ECT0 = 2
+    CE = 3
+
+
 @cython.final
 cdef class PacketSpace:
     """The application's packet numbers; mirrors ``QuicPacketSpace``."""
@@ -100,6 +106,10 @@ cdef class PacketSpace:
     cdef public int64_t largest_acked_packet
     cdef public object loss_time
     cdef readonly dict sent_packets
+    # Packets received with these marks (RFC 9000, section 13.4.1).
+    cdef public int64_t ect0
+    cdef public int64_t ect1
+    cdef public int64_t ce
 
     def __cinit__(self):
         self.ack_queue = Ranges()
@@ -107,6 +117,14 @@ cdef class PacketSpace:
         self.largest_received_packet = -1
         self.received_packets = NumberWindow()
         self.sent_packets = {}
+
+    cdef void count(self, int ecn) noexcept:
+        if ecn == ECT0:
+            self.ect0 += 1
+        elif ecn == CE:
+            self.ce += 1
+        elif ecn == ECT1:
+            self.ect1 += 1
 
 
 @cython.final
@@ -177,11 +195,16 @@ cdef class Pacer:
 
 cdef enum:
     RTT_SAMPLES = 5
+    ROUNDS = 8  # these three as in transport/quic/congestion.py
+
+cdef double SHORTEST_ROUND = 0.01
+cdef double RTT_MIN_AGE = 10.0
 
 
 @cython.final
-cdef class Reno:
-    """New Reno; mirrors ``RenoCongestionControl`` and ``QuicRttMonitor``."""
+cdef class Westwood:
+    """Mirrors ``Westwood`` of transport/quic/congestion.py, and with it ``RenoCongestionControl``
+    and ``QuicRttMonitor``."""
 
     cdef public int64_t bytes_in_flight
     cdef public int64_t congestion_window
@@ -189,6 +212,14 @@ cdef class Reno:
     cdef public int64_t _max_datagram_size
     cdef double recovery_start
     cdef int64_t stash
+    # What the path delivers, in bytes per second, and its round trip
+    cdef double rates[ROUNDS]
+    cdef int64_t rounds
+    cdef double round_start  # below 0 before the first
+    cdef int64_t round_bytes
+    cdef double rtt
+    cdef double rtt_min
+    cdef double rtt_min_at
     # HyStart
     cdef int increases
     cdef int index
@@ -201,10 +232,13 @@ cdef class Reno:
         self._max_datagram_size = max_datagram_size
         self.congestion_window = 10 * self._max_datagram_size
         self.filtered_min = -1.0
+        self.round_start = -1.0
+        self.rtt_min = INFINITY
 
-    cdef int acked(self, int64_t sent_bytes, double sent_time) except -1:
+    cdef int acked(self, int64_t sent_bytes, double sent_time, double now) except -1:
         cdef int64_t count
         self.bytes_in_flight -= sent_bytes
+        self.delivered(sent_bytes, now)
         if sent_time <= self.recovery_start:
             return 0
         if self.ssthresh is None or self.congestion_window < <int64_t>self.ssthresh:
@@ -216,6 +250,25 @@ cdef class Reno:
             self.stash -= count * self.congestion_window
             self.congestion_window += count * self._max_datagram_size
         return 0
+
+    cdef void delivered(self, int64_t sent_bytes, double now) noexcept:
+        self.round_bytes += sent_bytes
+        if self.round_start < 0:
+            self.round_start = now
+            self.round_bytes = 0
+        elif now - self.round_start >= max(self.rtt, SHORTEST_ROUND):
+            self.rates[self.rounds % ROUNDS] = <double>self.round_bytes / (now - self.round_start)
+            self.rounds += 1
+            self.round_start = now
+            self.round_bytes = 0
+
+    cdef double rate(self) noexcept:
+        """The highest of the latest rounds."""
+        cdef double highest = 0.0
+        cdef int64_t each
+        for each in range(min(self.rounds, <int64_t>ROUNDS)):
+            highest = max(highest, self.rates[each])
+        return highest
 
     cdef bint slows_down(self, double now, double rtt) noexcept:
         """Whether the round-trip time grows: slow start is to end."""
@@ -248,11 +301,15 @@ cdef class Reno:
     cdef int measured(self, double now, double rtt) except -1:
         if self.ssthresh is None and self.slows_down(now, rtt):
             self.ssthresh = self.congestion_window
+        self.rtt = rtt
+        if rtt <= self.rtt_min:
+            self.rtt_min = rtt
+            self.rtt_min_at = now
         return 0
 
     def on_packet_acked(self, *, double now, packet):
         """``packet`` was acknowledged."""
-        self.acked(packet.sent_bytes, packet.sent_time)
+        self.acked(packet.sent_bytes, packet.sent_time, now)
 
     def on_packet_sent(self, *, packet):
         """``packet`` is in flight."""
@@ -265,21 +322,30 @@ cdef class Reno:
 
     def on_packets_lost(self, *, double now, packets):
         """``packets`` were lost."""
-        cdef double largest_time = 0.0
+        cdef double largest_time = 0.0, path
+        cdef int64_t before = self.congestion_window
         for packet in packets:
             self.bytes_in_flight -= <int64_t>packet.sent_bytes
             largest_time = packet.sent_time
         if largest_time > self.recovery_start:
             self.recovery_start = now
-            self.congestion_window = max(
-                self.congestion_window // 2, 2 * self._max_datagram_size
-            )
+            self.congestion_window = max(before // 2, 2 * self._max_datagram_size)
+            if self.congestion_window < before:
+                if now - self.rtt_min_at > RTT_MIN_AGE:
+                    self.rtt_min = INFINITY
+                elif self.rounds and self.rtt_min < INFINITY:
+                    path = self.rate() * self.rtt_min
+                    if path > <double>self.congestion_window:
+                        self.congestion_window = (
+                            <int64_t>path if path < <double>before else before
+                        )
             self.ssthresh = self.congestion_window
 
     def on_persistent_congestion(self):
         """Nothing came through for long."""
         self.congestion_window = 2 * self._max_datagram_size
         self.recovery_start = 0.0
+        self.rounds = 0
 
     def on_rtt_measurement(self, *, double now, double rtt):
         """A round trip took ``rtt``."""

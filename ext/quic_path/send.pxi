@@ -4,12 +4,14 @@ cdef enum:
     SMALLEST_STREAM_FRAME = 16  # the first three as in transport/quic/writer.py
     ACK_PING_INTERVAL = 8
     ACK_CAPACITY = 33  # aioquic asks for the largest size that a frame can have
+    COUNTS_CAPACITY = 24  # of the three in ACK_ECN
     LIMIT_CAPACITY = 9
     STREAM_LIMIT_CAPACITY = 17
     RESET_CAPACITY = 25
     STOP_CAPACITY = 17
     CRUMB = 32  # as in transport/quic/writer.py
     FAIR_EVERY = 16
+    SHORT_OVERHEAD = 19  # of a short-header packet: flags, two bytes of number, the AEAD's tag
 
 cdef class SendPath(ReceivePath):
     """Fills 1-RTT packets as ``ApplicationWriter`` does. A flush for which there is more to say
@@ -71,6 +73,22 @@ cdef class SendPath(ReceivePath):
                 return False
         return True
 
+    @property
+    def max_datagram_payload(self):
+        """Largest DATAGRAM that fits a packet and the peer's limit (RFC 9221, section 3)."""
+        return self.largest_datagram()
+
+    cdef int64_t largest_datagram(self) except -1:
+        cdef int64_t room
+        limit = self._remote_max_datagram_frame_size
+        if not limit:
+            return 0
+        room = min(
+            self._max_datagram_size - SHORT_OVERHEAD - <int64_t>len(self._peer_cid.cid),
+            <int64_t>limit,
+        )
+        return max(0, room - (2 if room <= 65 else 3))
+
     cdef bint sends_typed(self) except -1:
         if not self.typed and not self.enter():
             return False
@@ -99,7 +117,7 @@ cdef class SendPath(ReceivePath):
         return True
 
     cdef list flush(self, double now):
-        cdef Reno control = self.recovery._cc
+        cdef Westwood control = self.recovery._cc
         cdef Pacer pacer = self.recovery._pacer
         cdef PacketSpace space = self.space
         cdef int64_t window = control.congestion_window - control.bytes_in_flight
@@ -107,6 +125,12 @@ cdef class SendPath(ReceivePath):
         cdef bint ack_due, has_room, full
         cdef double wait
         cdef list made = []
+        cdef object to = self.address
+        if self.recovery.ecn_marks:
+            if self.marked_for is not to:
+                self.marked = self.marked_address(to)
+                self.marked_for = to
+            to = self.marked
         self._pacing_at = None
         if self._probe_pending and window < self._max_datagram_size:
             window = self._max_datagram_size
@@ -114,7 +138,7 @@ cdef class SendPath(ReceivePath):
             self._datagrams.expire(now)
         self.survey()
         has_room = window >= self._max_datagram_size
-        self.max_payload = self.max_datagram_payload if self.waiting else 0
+        self.max_payload = self.largest_datagram() if self.waiting else 0
         self.header = 1 + <size_t>len(self.cid) + SENT_NUMBER
         try:
             while True:
@@ -127,7 +151,7 @@ cdef class SendPath(ReceivePath):
                 self.begin(window - flown)
                 full = self.fill(ack_due, has_room, now)
                 if self.at > self.header:
-                    made.append((self.end(now), self.address))
+                    made.append((self.end(now), to))
                     if self.filling.in_flight:
                         flown += self.filling.sent_bytes
                     self.recovery.sent(self.filling, space, control)
@@ -285,17 +309,23 @@ cdef class SendPath(ReceivePath):
         cdef PacketSpace space = self.space
         cdef Py_ssize_t ranges = 0
         cdef int64_t delay
+        cdef bint counts = space.ect0 or space.ect1 or space.ce
+        cdef int64_t spare = COUNTS_CAPACITY if counts else 0
         if not space.ack_queue.count:
             space.ack_at = None
             return True
-        if self.room() < ACK_CAPACITY:
+        if self.room() < ACK_CAPACITY + spare:
             return False
         delay = <int64_t>(max(0.0, now - <double>space.largest_received_time) * 1000000) >> 3
-        self.packet[self.at] = ACK
+        self.packet[self.at] = ACK_ECN if counts else ACK
         self.at += 1
         self.at += put_ranges(
-            self.packet + self.at, space.ack_queue, <uint64_t>delay, self.room(), &ranges
+            self.packet + self.at, space.ack_queue, <uint64_t>delay, self.room() - spare, &ranges
         )
+        if counts:
+            self.put(<uint64_t>space.ect0)
+            self.put(<uint64_t>space.ect1)
+            self.put(<uint64_t>space.ce)
         self.filling.acknowledges(space.ack_queue)
         space.ack_at = None
         if (ranges > 1 and self._packet_number % ACK_PING_INTERVAL == 0) or (

@@ -22,6 +22,8 @@ BLOCK = 160
 
 LAN = Impairment(delay=0.001, jitter=0.005, loss=0.01)
 """5 ms of jitter on a path of 1 ms."""
+JITTER = Impairment(delay=0.0035, jitter=0.0025, loss=0.01)
+"""At least 1 ms, and anything up to 5 ms on top."""
 WIFI = Impairment(delay=0.001, tail=0.0015, stall_every=2.0, stall=0.15)
 """Trace T3: 1.5 ms of exponential jitter, and a stall of 30 to 150 ms every 2 s or so."""
 

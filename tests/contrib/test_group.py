@@ -9,7 +9,20 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
-from players import BLOCK, FORMAT, LAN, RATE, SECOND, WIFI, Player, cast, pairwise, ramp, true_ns
+from players import (
+    BLOCK,
+    FORMAT,
+    JITTER,
+    LAN,
+    RATE,
+    SECOND,
+    WIFI,
+    Player,
+    cast,
+    pairwise,
+    ramp,
+    true_ns,
+)
 
 from echostream import (
     AudioFormat,
@@ -65,7 +78,9 @@ def between(start: float, stop: float) -> np.ndarray:
     return np.arange(start, stop, BLOCK * SECOND / RATE)
 
 
-@pytest.mark.parametrize(("path", "limit_us", "settled_us"), [(LAN, 100, 100), (WIFI, 1000, 500)])
+@pytest.mark.parametrize(
+    ("path", "limit_us", "settled_us"), [(LAN, 100, 100), (JITTER, 300, 100), (WIFI, 200, 100)]
+)
 @virtual
 async def test_eight_players_play_one_sample_at_once(path, limit_us, settled_us):
     players = cast(8)
@@ -137,9 +152,13 @@ async def test_start_at_a_time_flush_and_start_again():
         end = true_ns()
     for player in players:
         assert np.all(player_silent(player, first - 0.5 * SECOND, first - 0.03 * SECOND))
-        assert np.nanmax(np.abs(player.errors(first, between(first + 3e7, flushed)))) < 20e3
+        assert (
+            np.nanmax(np.abs(player.errors(first, between(first + 3e7, flushed)))) < 35e3
+        )  # it begins at the nearest frame: half of one is 31 us
         assert np.all(player_silent(player, flushed + 0.08 * SECOND, at - 0.03 * SECOND))
-        assert np.nanmax(np.abs(player.errors(due, between(at + 3e7, end - 2e8)))) < 20e3
+        assert (
+            np.nanmax(np.abs(player.errors(due, between(at + 3e7, end - 2e8)))) < 35e3
+        )  # it begins at the nearest frame: half of one is 31 us
 
 
 def player_silent(player: Player, start: float, stop: float) -> np.ndarray:

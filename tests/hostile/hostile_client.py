@@ -262,67 +262,61 @@ async def cancel_storm(peer: RawPeer, amount: int = 1_000_000) -> None:
         await peer.room(stream_id)
 
 
-async def stream_storm(peer: RawPeer, amount: int = 100_000) -> None:
-    """Open media streams without end."""
-    peer.hello()
+async def pour(
+    peer: RawPeer, numbers: range, frame: Callable[[int], bytes], at_once: int = 100
+) -> None:
+    """A frame for each number on one stream, as fast as the network takes them."""
     stream_id = peer.open()
-    options = b"\x81\xa6format\xc0"
-    for alias in range(0, 2 * amount, 200):
+    for start in range(0, len(numbers), at_once):
         if peer.closed is not None:
             return
-        batch = (
-            encode_frame(frames.STREAM_OPEN, a, options, frames.MARK, "audio")
-            for a in range(alias, alias + 200, 2)
-        )
-        peer.write(stream_id, b"".join(batch))
+        peer.write(stream_id, b"".join(map(frame, numbers[start : start + at_once])))
         await peer.room(stream_id)
+
+
+async def stream_storm(peer: RawPeer, amount: int = 100_000) -> None:
+    """Open media streams without end."""
+    options = b"\x81\xa6format\xc0"
+
+    def open_stream(alias: int) -> bytes:
+        return encode_frame(frames.STREAM_OPEN, alias, options, frames.MARK, "audio")
+
+    peer.hello()
+    await pour(peer, range(0, 2 * amount, 2), open_stream)
 
 
 async def unread_answers(peer: RawPeer, amount: int = 1_000_000) -> None:
     """Ask, and never read what is answered."""
+    payload = b"\xc4\x80" + bytes(128)
+
+    def ask(number: int) -> bytes:
+        return encode_frame(frames.REQUEST, number, payload, frames.END, "echo.bytes")
+
     peer.reads = False
     peer.hello()
-    stream_id = peer.open()
-    for number in range(0, 2 * amount, 200):
-        if peer.closed is not None:
-            return
-        batch = (
-            encode_frame(frames.REQUEST, n, b"\xc4\x80" + bytes(128), frames.END, "echo.bytes")
-            for n in range(number, number + 200, 2)
-        )
-        peer.write(stream_id, b"".join(batch))
-        await peer.room(stream_id)
+    await pour(peer, range(0, 2 * amount, 2), ask)
 
 
 async def unknown_methods(peer: RawPeer, amount: int = 100_000) -> None:
     """Call long names that do not exist, and never read the refusals."""
+
+    def ask(number: int) -> bytes:
+        name = f"{number}".ljust(255, "x")
+        return encode_frame(frames.REQUEST, number, b"\xc0", frames.END, name)
+
     peer.reads = False
     peer.hello()
-    stream_id = peer.open()
-    for number in range(0, 2 * amount, 200):
-        if peer.closed is not None:
-            return
-        batch = (
-            encode_frame(frames.REQUEST, n, b"\xc0", frames.END, f"{n}".ljust(255, "x"))
-            for n in range(number, number + 200, 2)
-        )
-        peer.write(stream_id, b"".join(batch))
-        await peer.room(stream_id)
+    await pour(peer, range(0, 2 * amount, 2), ask)
 
 
 async def event_gaps(peer: RawPeer, amount: int = 60_000) -> None:
     """Events under many names, each of which waits for one that never comes."""
+
+    def event(number: int) -> bytes:
+        return encode_frame(frames.EVENT, number, b"", 0, f"{number}", None, -1, 1)
+
     peer.hello()
-    stream_id = peer.open()
-    for number in range(2, amount, 1000):
-        if peer.closed is not None:
-            return
-        batch = (
-            encode_frame(frames.EVENT, n, b"", 0, f"{n}", None, -1, 1)
-            for n in range(number, min(number + 1000, amount))
-        )
-        peer.write(stream_id, b"".join(batch))
-        await peer.room(stream_id)
+    await pour(peer, range(2, amount), event, at_once=1000)
 
 
 async def lying_length(peer: RawPeer, amount: int = 64) -> None:

@@ -268,7 +268,7 @@ def test_nothing_is_played_before_the_clock_is_known_and_nothing_grows():
     for number in range(200, 2200):
         receiver.send(number * PACKET, START + number * 10_000_000)
     stats = receiver.playout.statistics()
-    assert len(receiver.playout._packets) * PACKET <= receiver.playout._ring.size
+    assert len(receiver.playout._inbox._packets) * PACKET <= receiver.playout._ring.size
     assert stats.early > 1000
 
 

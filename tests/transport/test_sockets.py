@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from echostream.transport.engine import CeAddress, Ect0Address, Ect1Address
 from echostream.transport.sockets import PlainSocket, datagram_socket
 
 batches = pytest.importorskip("echostream._ext.udp_batch", reason="only on Linux, and compiled")
@@ -191,3 +192,65 @@ def test_batches_are_chosen_where_they_can_be(bound, monkeypatch):
     assert isinstance(datagram_socket(sock), PlainSocket)
     with pytest.raises(ValueError, match="family"):
         BatchSocket(sock.fileno(), socket.AF_UNIX)
+
+
+MARKS = (Ect1Address, Ect0Address, CeAddress)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["batches", "cutting", "joining"])
+def test_marks_leave_and_arrive_with_their_datagrams(bound, kind, family):
+    """Trains of one mark each; who reads without marks sees plain addresses."""
+    options = {"batches": {"join": False, "cut": False}, "cutting": {"join": False}, "joining": {}}
+    here, there, blind = bound(family), bound(family), bound(family)
+    sender = BatchSocket(here.fileno(), family, marks=MARKS, **options[kind])
+    receiver = BatchSocket(there.fileno(), family, marks=MARKS, **options[kind])
+    plain = address_of(there)
+    marked = Ect0Address(plain)
+    sent = [(bytes([n]) * 100, marked if n // 5 % 3 else plain) for n in range(60)]
+    assert sender.send(sent) == len(sent)
+    got = all_of(receiver)
+    assert [data for data, _ in got] == [data for data, _ in sent]
+    assert [type(address) for _, address in got] == [type(address) for _, address in sent]
+    assert {address for _, address in got} == {address_of(here)}
+    other = Ect0Address(address_of(blind))
+    for writer in (sender, PlainSocket(here)):
+        assert writer.send([(b"x", other)]) == 1
+        assert [type(address) for _, address in all_of(PlainSocket(blind))] == [tuple]
+
+
+@pytest.mark.parametrize("mark", [0, 1, 2, 3])
+def test_every_mark_is_told_apart(bound, mark):
+    here, there = bound(), bound()
+    here.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0x88 | mark)
+    receiver = BatchSocket(there.fileno(), socket.AF_INET, marks=MARKS)
+    here.sendto(b"x", address_of(there))
+    ((_, address),) = all_of(receiver)
+    assert address == address_of(here)
+    assert type(address) is (tuple, *MARKS)[mark]
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+def test_a_dual_stack_socket_marks_and_sees_marks_of_both(bound):
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    with sock:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(("::", 0))
+        sock.setblocking(False)
+        dual = BatchSocket(sock.fileno(), socket.AF_INET6, marks=MARKS)
+        for family in (socket.AF_INET, socket.AF_INET6):
+            peer = bound(family)
+            ends = BatchSocket(peer.fileno(), family, marks=MARKS)
+            port = address_of(sock)[1]
+            target = ("127.0.0.1", port) if family == socket.AF_INET else ("::1", port, 0, 0)
+            ends.send([(b"x", Ect0Address(target))])
+            ((_, address),) = all_of(dual)
+            assert type(address) is Ect0Address
+            dual.send([(b"y", address)])
+            ((_, address),) = all_of(ends)
+            assert type(address) is Ect0Address
+
+
+def test_marks_are_three(bound):
+    with pytest.raises(ValueError, match="three"):
+        BatchSocket(bound().fileno(), socket.AF_INET, marks=(tuple,))

@@ -16,7 +16,7 @@ from pathlib import Path
 import aioquic
 
 from echostream.transport.quic.hardened import HardenedConnection
-from echostream.transport.quic.options import QuicOptions
+from echostream.transport.quic.options import WESTWOOD, QuicOptions
 
 __all__ = ["MIRRORED", "TESTED", "connection_class", "sources_digest", "typed_class"]
 
@@ -55,7 +55,7 @@ def sources_digest(package: Path) -> str:
 
 def connection_class(options: QuicOptions) -> type[HardenedConnection]:
     """The class to make connections of: the typed one where it can be used."""
-    if options.qlog_dir is not None or options.congestion_control != "reno":
+    if options.qlog_dir is not None or options.congestion_control != WESTWOOD:
         return HardenedConnection  # neither is mirrored
     return typed_class() or HardenedConnection
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 from collections import Counter
@@ -39,8 +40,11 @@ from echostream.transport.quic.tickets import TicketStore
 
 __all__ = ["QuicAcceptor"]
 
-LONG_HEADER, FIXED_BIT = 0x80, 0x40
+LONG_HEADER, FIXED_BIT, PACKET_TYPE = 0x80, 0x40, 0x30
 """Bits of a packet's first byte (RFC 9000, section 17)."""
+
+VERSION_1 = b"\0\0\0\1"
+"""The only version that is spoken here; its Initial packets have the type 0."""
 
 SMALLEST_INITIAL = 1200
 """Bytes of a datagram that may open a connection (RFC 9000, section 14.1)."""
@@ -52,6 +56,12 @@ SHORTEST_CLIENT_ID = 8
 FAILURE_RATE = 10.0
 """Handshakes per second that may fail before a Retry is asked for. Forged first packets are over
 before they count as half-open, and making a connection takes a hundred times what dropping does."""
+
+RETRY_SHARE = 0.5
+"""Of the Retry packets, what one address may cause: the others' are for others."""
+
+RETRY_ORIGINS = 4096
+"""Addresses for which that is counted; with more of them the count begins anew."""
 
 
 class QuicAcceptor:
@@ -95,6 +105,7 @@ class QuicAcceptor:
             Budget(options.stateless_rate, options.stateless_rate) for _ in range(3)
         )
         self._retries = Budget(max(1.0, options.retry_rate / 10), options.retry_rate)
+        self._retries_to: dict[str, Budget] = {}
         self._trust = Budget(options.retry_threshold, FAILURE_RATE)
 
     @property
@@ -108,7 +119,7 @@ class QuicAcceptor:
             return None
         if not data[0] & LONG_HEADER:
             return self._stateless_reset(data, now)
-        if len(data) < SMALLEST_INITIAL:
+        if len(data) < SMALLEST_INITIAL or self._hopeless(data, address, now):
             return None
         try:
             header = pull_quic_header(Buffer(data=data), host_cid_length=CONNECTION_ID_LENGTH)
@@ -134,6 +145,27 @@ class QuicAcceptor:
 
     # Private
 
+    def _hopeless(self, data: bytes, address: Address, now: float) -> bool:
+        """Whether nobody would be answered, as a look at a few bytes tells: a flood is over here
+        for a tenth of what reading the header takes."""
+        if data[1:5] != VERSION_1:
+            return not self._negotiations.has(now)
+        if data[0] & (FIXED_BIT | PACKET_TYPE) != FIXED_BIT:
+            return True
+        source = 6 + data[5]
+        return (
+            data[source + 1 + data[source]] == 0  # no token
+            and self._wants_retry(now)
+            and not self._may_retry(address, now)
+        )
+
+    def _wants_retry(self, now: float) -> bool:
+        return len(self._half_open) >= self._options.retry_threshold or not self._trust.has(now)
+
+    def _may_retry(self, address: Address, now: float) -> bool:
+        share = self._retries_to.get(_origin(address[0]))
+        return self._retries.has(now) and (share is None or share.has(now))
+
     def _open(self, header: QuicHeader, address: Address, now: float) -> QuicEngine | bytes | None:
         options = self._options
         original = header.destination_cid
@@ -150,9 +182,11 @@ class QuicAcceptor:
                 # The client will not take a second Retry (RFC 9000, section 8.1.3).
                 return self._refusal(header, QuicErrorCode.INVALID_TOKEN, now)
             retried = header.destination_cid
-        elif len(self._half_open) >= options.retry_threshold or not self._trust.spend(now):
+        elif self._wants_retry(now):
             return self._retry(header, address, now)
-        origin = _origin(address)
+        else:
+            self._trust.spend(now)
+        origin = _origin(address[0])
         if (
             len(self._half_open) >= options.max_half_open
             or self._half_open_from[origin] >= options.max_half_open_per_address
@@ -212,8 +246,17 @@ class QuicAcceptor:
         )
 
     def _retry(self, header: QuicHeader, address: Address, now: float) -> bytes | None:
-        if not self._retries.spend(now):
+        if not self._may_retry(address, now):
             return None  # an honest client repeats its Initial
+        origin = _origin(address[0])
+        share = self._retries_to.get(origin)
+        if share is None:
+            if len(self._retries_to) >= RETRY_ORIGINS:
+                self._retries_to.clear()
+            rate = self._options.retry_rate * RETRY_SHARE
+            share = self._retries_to[origin] = Budget(max(1.0, rate / 10), rate)
+        self._retries.spend(now)
+        share.spend(now)
         source_cid = os.urandom(CONNECTION_ID_LENGTH)
         assert header.version is not None
         return encode_quic_retry(
@@ -260,12 +303,13 @@ class QuicAcceptor:
         return reset_datagram(reset_token(self._static_key, connection_id), len(data))
 
 
-def _origin(address: Address) -> str:
+@functools.lru_cache(4096)
+def _origin(host: str) -> str:
     """Whom limits per address count: an IPv4 address, or the /64 of an IPv6 one."""
     try:
-        ip = ipaddress.ip_address(address[0].partition("%")[0])
+        ip = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return address[0]
+        return host
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             return str(ip.ipv4_mapped)

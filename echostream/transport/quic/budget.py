@@ -18,13 +18,17 @@ class Budget:
 
     def spend(self, now: float) -> bool:
         """Take one. ``False`` when nothing is left."""
-        if self._refilled_at is not None:
-            self.earn(max(0.0, now - self._refilled_at) * self._rate)
-        self._refilled_at = now
-        if self._left < 1.0:
+        if not self.has(now):
             return False
         self._left -= 1.0
         return True
+
+    def has(self, now: float) -> bool:
+        """Whether one is left to take."""
+        if self._refilled_at is not None:
+            self.earn(max(0.0, now - self._refilled_at) * self._rate)
+        self._refilled_at = now
+        return self._left >= 1.0
 
     def earn(self, amount: float) -> None:
         """Grow by ``amount``, up to the burst."""

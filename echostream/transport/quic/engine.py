@@ -20,12 +20,14 @@ from echostream.transport.engine import (
     EngineEvent,
     EngineInfo,
     HandshakeCompleted,
+    MarkedAddress,
     PathChanged,
     PingAcknowledged,
     StopSending,
     StreamData,
     StreamReset,
     TicketReceived,
+    unmarked,
 )
 from echostream.transport.quic.accelerated import connection_class
 from echostream.transport.quic.credentials import load_credentials, quic_configuration, trust_in
@@ -151,10 +153,15 @@ class QuicEngine:
     def feed(self, data: bytes, address: Address, now: float) -> None:
         """Take one UDP datagram that arrived from ``address``."""
         connection = self._connection
+        ecn = 0
+        if isinstance(address, MarkedAddress):
+            ecn = address.ecn if self._options.ecn else 0
+            address = self._plain_address(address)
         if not self._started:
             if self._is_client:
                 return
             self._start(address, now)
+        connection.datagram_ecn = ecn
         received = connection.packets_received
         try:
             connection.receive_datagram(data, address, now)
@@ -216,14 +223,17 @@ class QuicEngine:
         if not self._started or connection._close_at is None:
             return None
         at = connection.get_timer()
-        if not connection.ended:
-            for other in (
-                self._handshake_deadline,
-                self._keep_alive_at,
-                connection.path_search_at,
-            ):
-                if other is not None and (at is None or other < at):
-                    at = other
+        if connection.ended:
+            return at
+        other = self._keep_alive_at
+        if other is not None and (at is None or other < at):
+            at = other
+        other = self._handshake_deadline
+        if other is not None and (at is None or other < at):
+            at = other
+        other = connection.path_search_at
+        if other is not None and (at is None or other < at):
+            at = other
         return at
 
     def on_timer(self, now: float) -> None:
@@ -318,10 +328,7 @@ class QuicEngine:
     @property
     def buffered_total(self) -> int:
         """The same over all streams."""
-        total = 0
-        for stream in self._connection._streams.values():
-            total += stream.sender._buffer_stop - stream.sender._buffer_start
-        return total
+        return self._connection.buffered_total
 
     # The connection
 
@@ -393,9 +400,17 @@ class QuicEngine:
             packets_lost=loss.packets_lost,
             datagrams_dropped=connection._datagrams.dropped,
             buffered=self.buffered_total,
+            ecn=loss.ecn_state,
+            ecn_ce=loss.ecn_ce,
+            ecn_ce_received=connection.ce_received,
         )
 
     # Private
+
+    def _plain_address(self, address: Address) -> Address:
+        """The path's own object where that is the same one: then nobody compares it again."""
+        known = self._address
+        return known if known is not None and known == address else unmarked(address)
 
     def _start(self, address: Address, now: float) -> None:
         self._started = True

@@ -25,12 +25,15 @@ from aioquic.quic.connection import (
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
+    pull_ack_frame,
     pull_quic_transport_parameters,
 )
 from aioquic.quic.stream import QuicStream
 
 from echostream.codes import Close
+from echostream.transport.engine import Ect0Address
 from echostream.transport.quic.budget import Budget
+from echostream.transport.quic.ecn import CE, count_mark
 from echostream.transport.quic.logs import ConnectionLogger
 from echostream.transport.quic.options import QuicOptions
 from echostream.transport.quic.path_prober import PathProber
@@ -108,6 +111,8 @@ class HardenedConnection(PathProber):
         self._request_client_certificate = request_client_certificate
         self.closed_by_peer = False
         self.packets_received = 0
+        self.datagram_ecn = 0
+        """How the IP header of the datagram was marked that is being received."""
         self._elicited = False
         """Whether the latest packet is to be acknowledged."""
         self._asked = False
@@ -128,7 +133,7 @@ class HardenedConnection(PathProber):
         self._skip_at = secrets.randbelow(SKIP_WITHIN)
         self._close_packets: list[tuple[bytes, NetworkAddress]] = []
         self._received_closing = 0
-        self._early: list[tuple[bytes, NetworkAddress]] = []
+        self._early: list[tuple[bytes, NetworkAddress, int]] = []
         self._early_size = 0
         self._repeat_close = False
 
@@ -160,6 +165,14 @@ class HardenedConnection(PathProber):
     def idle(self) -> bool:
         """Whether there is nothing to send; only the compiled path knows."""
         return False
+
+    @property
+    def buffered_total(self) -> int:
+        """Bytes of all streams that were not acknowledged."""
+        total = 0
+        for stream in self._streams.values():
+            total += stream.sender._buffer_stop - stream.sender._buffer_start
+        return total
 
     @property
     def ended(self) -> bool:
@@ -272,6 +285,8 @@ class HardenedConnection(PathProber):
             self._loss.skipped = self._packet_number
             self._packet_number += 1
             self._skip_at = self._packet_number + 1 + secrets.randbelow(SKIP_WITHIN)
+        if self._handshake_confirmed:
+            self.begin_ecn()
         probe = [] if closing or not self._handshake_confirmed else self._size_probe(now)
         datagrams = super().datagrams_to_send(now)
         if self._loss.probe_again and not closing:
@@ -282,7 +297,33 @@ class HardenedConnection(PathProber):
             datagrams = datagrams + super().datagrams_to_send(now)
         if closing:
             self._close_packets = datagrams
-        return probe + datagrams if probe else datagrams
+        if probe:
+            datagrams = probe + datagrams
+        return self._marked(datagrams) if self._loss.ecn_marks else datagrams
+
+    def _marked(
+        self, datagrams: list[tuple[bytes, NetworkAddress]]
+    ) -> list[tuple[bytes, NetworkAddress]]:
+        """Mark what goes along the path in use."""
+        here = self._network_paths[0].addr
+        marked = self.marked_address(here)
+        if any(address != here for _, address in datagrams):
+            self._loss.begin_ecn()  # with the next packet: these are not all marked
+        return [(data, marked if to == here else to) for data, to in datagrams]
+
+    @property
+    def ce_received(self) -> int:
+        """Packets of application data that met congestion on the way here."""
+        return self._application_space.ce if self._spaces else 0  # type: ignore[attr-defined]
+
+    def begin_ecn(self) -> None:
+        """Mark packets from now on, if nothing speaks against it. Idempotent."""
+        if self._options.ecn and self._loss.ecn_state == "off":
+            self._loss.begin_ecn()
+
+    def marked_address(self, address: NetworkAddress) -> NetworkAddress:
+        """Where to, for datagrams that are to leave marked."""
+        return Ect0Address(address)
 
     def _renew_key(self) -> None:
         """Update keys by count of packets; aioquic never does by itself."""
@@ -315,7 +356,7 @@ class HardenedConnection(PathProber):
             # It overtook the end of the handshake (RFC 9001, section 5.7). aioquic drops it, and
             # the peer takes that for congestion.
             if self._early_size + len(data) <= EARLY_BYTES:
-                self._early.append((data, addr))
+                self._early.append((data, addr, self.datagram_ecn))
                 self._early_size += len(data)
             return
         before = self.packets_received
@@ -331,18 +372,22 @@ class HardenedConnection(PathProber):
             self._undecipherable(data)
         if self._early and self._handshake_complete:
             early, self._early = self._early, []
-            for held, sender in early:
+            for held, sender, self.datagram_ecn in early:
                 self.receive_datagram(held, sender, now)
 
     def _delay_ack(self, ack_at: float | None, largest: int, now: float) -> None:
         """Acknowledge what came with this datagram, before which the two were those of its space,
-        in good time. aioquic waits 1 ms for each."""
+        in good time: congestion is told of soon. aioquic waits 1 ms for each."""
         space = self._spaces[tls.Epoch.ONE_RTT]
         if not self._elicited or space.ack_at is None:
             return
         if self._asked:
             space.ack_at = now
-        elif ack_at is None and space.largest_received_packet == largest + 1:
+        elif (
+            ack_at is None
+            and space.largest_received_packet == largest + 1
+            and self.datagram_ecn != CE
+        ):
             space.ack_at = now + LONE_ACK_DELAY
         else:
             space.ack_at = min(space.ack_at, now + ACK_DELAY)
@@ -354,7 +399,28 @@ class HardenedConnection(PathProber):
         received = super()._payload_received(context, plain, crypto_frame_required)
         if context.epoch is tls.Epoch.ONE_RTT:
             self._elicited = received[0]
+        if self.datagram_ecn:
+            early = context.epoch is tls.Epoch.ZERO_RTT
+            space = self._spaces[tls.Epoch.ONE_RTT if early else context.epoch]
+            count_mark(space, self.datagram_ecn)
         return received
+
+    def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        self._loss.ack_counts = None
+        if frame_type == QuicFrameType.ACK_ECN:
+            start = buf.tell()
+            try:
+                pull_ack_frame(buf)
+            except ValueError:
+                pass  # aioquic says what is wrong
+            else:
+                self._loss.ack_counts = (
+                    buf.pull_uint_var(),
+                    buf.pull_uint_var(),
+                    buf.pull_uint_var(),
+                )
+            buf.seek(start)
+        super()._handle_ack_frame(context, frame_type, buf)
 
     def _undecipherable(self, data: bytes) -> None:
         """A stateless reset (RFC 9000, section 10.3.1), or a forgery to be counted. aioquic sees

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 from echostream.errors import ConfigurationError
 
-__all__ = ["CONNECTION_ID_LENGTH", "QuicOptions"]
+__all__ = ["CONNECTION_ID_LENGTH", "WESTWOOD", "QuicOptions"]
 
 CONNECTION_ID_LENGTH = 8
 """Length in bytes of the connection IDs that our engines choose: an endpoint cuts this many
 bytes out of a short header (RFC 8999, section 5.2)."""
 
 CIPHERS = ("AES_128_GCM_SHA256", "AES_256_GCM_SHA384", "CHACHA20_POLY1305_SHA256")
-CONGESTION_CONTROLS = ("reno", "cubic")
+WESTWOOD = "westwood"
+CONGESTION_CONTROLS = (WESTWOOD, "reno", "cubic")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,14 +69,19 @@ class QuicOptions:
     has room for 1452 over IPv6, and more is tried only where the path takes it within 1 ms: jumbo
     frames have room for 8952. Not above ``max_datagram_size``: do not look."""
 
+    ecn: bool = True
+    """Whether packets leave marked, where the path carries marks (RFC 9000, section 13.4), and the
+    marks of those that arrive are reported."""
+
     datagram_queue_length: int = 64
     """DATAGRAM frames that wait for the congestion window; the oldest are dropped."""
 
     datagram_max_age: float = 0.1
     """A DATAGRAM frame that could not leave for this long is dropped."""
 
-    congestion_control: str = "reno"
-    """``"reno"`` or ``"cubic"``."""
+    congestion_control: str = WESTWOOD
+    """``"westwood"``: New Reno that keeps its window where a loss is none by congestion;
+    ``"reno"`` or ``"cubic"`` as aioquic has them, off the compiled path."""
 
     ciphers: Sequence[str] = CIPHERS
     """TLS 1.3 cipher suites, best first."""
@@ -107,7 +113,8 @@ class QuicOptions:
     (RFC 9000, section 8.1.2); 0 asks always."""
 
     retry_rate: float = 1000.0
-    """Retry packets that a server sends per second; a tenth of them at once."""
+    """Retry packets that a server sends per second, half of them to one address; a tenth of them at
+    once."""
 
     max_half_open: int = 1024
     """Handshakes that a server has open at a time. A client that meets the limit tries again."""

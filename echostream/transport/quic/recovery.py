@@ -7,7 +7,10 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
-from aioquic.quic.congestion.base import create_congestion_control
+from aioquic.quic.congestion.base import (
+    create_congestion_control,
+    register_congestion_control,
+)
 from aioquic.quic.connection import QuicConnectionError
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicSentPacket
@@ -16,10 +19,12 @@ from aioquic.quic.recovery import (
     K_PACKET_THRESHOLD,
     K_TIME_THRESHOLD,
     QuicPacketPacer,
-    QuicPacketRecovery,
     QuicPacketSpace,
 )
 
+from echostream.transport.quic.congestion import Westwood
+from echostream.transport.quic.ecn import EcnValidation
+from echostream.transport.quic.options import WESTWOOD
 from echostream.transport.quic.path_mtu import MAX_TIMEOUTS, PathMtu
 
 __all__ = ["AdaptiveRecovery", "PacketNumberWindow", "TickPacer"]
@@ -35,6 +40,8 @@ LATEST = 0.25
 
 CALM_EVENTS = 16
 """Loss events without a late packet after which tolerance is halved (RFC 8985, section 6.2)."""
+
+register_congestion_control(WESTWOOD, Westwood)
 
 PACING_TICK = 0.001
 """Event loops' timers are this coarse, in seconds."""
@@ -94,7 +101,7 @@ class TickPacer(QuicPacketPacer):
         self.bucket_max = max(self.bucket_max, 2 * PACING_TICK)
 
 
-class AdaptiveRecovery(QuicPacketRecovery):
+class AdaptiveRecovery(EcnValidation):
     """Recovery that learns how much the path reorders, and refuses forged acknowledgements.
 
     A packet that is acknowledged after it was declared lost was late, not lost. Then the packet
@@ -141,6 +148,7 @@ class AdaptiveRecovery(QuicPacketRecovery):
         self._before_event: Any = None
         self._event_at = 0.0
         self._calm_events = 0
+        self._prepare_ecn()
 
     def restart(self, congestion_control_algorithm: str, max_datagram_size: int) -> None:
         """The path is another one: nothing that was learned of the old one holds (RFC 9000,
@@ -160,6 +168,8 @@ class AdaptiveRecovery(QuicPacketRecovery):
         self._before_event = None
         self._event_lost.clear()
         self._presumed_lost.clear()
+        if self.ecn_state != "off":
+            self.begin_ecn()
 
     def use_datagram_size(self, size: int) -> None:
         """Packets are this large from now on; the window keeps its bytes."""
@@ -198,9 +208,15 @@ class AdaptiveRecovery(QuicPacketRecovery):
         self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace
     ) -> None:
         self._check_ack(ack_rangeset, now, space)
+        self._ecn_unweighed = self._ecn_subject(ack_rangeset, space) if self.ecn_marks else None
         super().on_ack_received(
             ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space
         )
+
+    def _congestion_experienced(self, sent_time: float, now: float) -> None:
+        super()._congestion_experienced(sent_time, now)
+        self._before_event = None  # no late packet undoes it
+        self._event_lost.clear()
 
     def _check_ack(self, ack_rangeset: RangeSet, now: float, space: QuicPacketSpace) -> None:
         # RFC 9000, section 13.1: an acknowledgement of a packet that was not sent is a
@@ -239,6 +255,10 @@ class AdaptiveRecovery(QuicPacketRecovery):
             self._before_event = None
 
     def _detect_loss(self, *, now: float, space: QuicPacketSpace) -> None:
+        if self._ecn_unweighed is not None:  # after round-trip time, before losses: RFC 9002, A.7
+            marked, newest_time = self._ecn_unweighed
+            self._ecn_unweighed = None
+            self._weigh_ecn(self.ack_counts, marked, newest_time, now)
         delay = K_TIME_THRESHOLD * (
             max(self._rtt_latest, self._rtt_smoothed)
             if self._rtt_initialized
@@ -326,6 +346,7 @@ class AdaptiveRecovery(QuicPacketRecovery):
         timeouts = self._pto_count
         super().on_loss_detection_timeout(now=now)
         self.probe_again = self._pto_count > timeouts and not self.handshake_confirmed
+        self._weigh_timeouts()
         if self._pto_count >= MAX_TIMEOUTS and self.path_mtu.size > self.path_mtu.base:
             self.path_mtu.black_hole(now)
             self._on_black_hole()
@@ -340,6 +361,18 @@ class AdaptiveRecovery(QuicPacketRecovery):
 
 
 _NOT_OF_AN_EVENT = frozenset(
-    {"_max_datagram_size", "_rtt_monitor", "bytes_in_flight", "last_ack", "rtt"}
+    {
+        "_max_datagram_size",
+        "_rates",
+        "_round_bytes",
+        "_round_start",
+        "_rtt",
+        "_rtt_min",
+        "_rtt_min_at",
+        "_rtt_monitor",
+        "bytes_in_flight",
+        "last_ack",
+        "rtt",
+    }
 )
 """What a congestion controller knows that losing packets does not change."""

@@ -14,9 +14,9 @@ from echostream._ext.quic_path import (
     Pacer,
     PacketSpace,
     RecoveryState,
-    Reno,
     SendPath,
     StreamLimit,
+    Westwood,
 )
 from echostream.transport.quic.hardened import HardenedConnection
 from echostream.transport.quic.recovery import (
@@ -43,7 +43,7 @@ class TypedRecovery(RecoveryState, AdaptiveRecovery):
 
     def _adopt(self, max_datagram_size: int) -> None:
         """Put compiled objects in the place of new plain ones."""
-        control = Reno(max_datagram_size=max_datagram_size)
+        control = Westwood(max_datagram_size=max_datagram_size)
         control.bytes_in_flight = self._cc.bytes_in_flight
         self._cc = control
         self._pacer = Pacer(max_datagram_size=max_datagram_size, tick=PACING_TICK, gain=PACING_GAIN)

@@ -24,6 +24,7 @@ from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
 from echostream.transport.quic.datagram_queue import DatagramQueue
+from echostream.transport.quic.ecn import COUNTS_CAPACITY
 from echostream.transport.quic.options import QuicOptions
 from echostream.transport.quic.recovery import AdaptiveRecovery
 
@@ -79,6 +80,9 @@ class ApplicationWriter(QuicConnection):
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
+        for space in self._spaces.values():
+            # Packets received with these marks (RFC 9000, section 13.4.1).
+            space.ect0 = space.ect1 = space.ce = 0  # type: ignore[attr-defined]
         # Looked up per packet otherwise, by keys whose hash is computed in Python.
         self._application_keys = self._cryptos[tls.Epoch.ONE_RTT]
         self._application_space = self._spaces[tls.Epoch.ONE_RTT]
@@ -238,9 +242,11 @@ class ApplicationWriter(QuicConnection):
         self, builder: QuicPacketBuilder, space: QuicPacketSpace, now: float
     ) -> None:
         delay = now - (space.largest_received_time or now)
+        counts = space.ect0, space.ect1, space.ce  # type: ignore[attr-defined]
+        spare = COUNTS_CAPACITY if any(counts) else 0
         buf = builder.start_frame(
-            QuicFrameType.ACK,
-            capacity=ACK_FRAME_CAPACITY,
+            QuicFrameType.ACK_ECN if spare else QuicFrameType.ACK,
+            capacity=ACK_FRAME_CAPACITY + spare,
             handler=self._on_ranges_delivery,
             handler_args=(space, tuple(space.ack_queue)),
         )
@@ -248,8 +254,11 @@ class ApplicationWriter(QuicConnection):
             buf,
             space.ack_queue,
             int(delay * 1_000_000) >> self._local_ack_delay_exponent,
-            builder.remaining_buffer_space,
+            builder.remaining_buffer_space - spare,
         )
+        if spare:
+            for count in counts:
+                buf.push_uint_var(count)
         space.ack_at = None
         if self._quic_logger is not None:
             assert builder.quic_logger_frames is not None

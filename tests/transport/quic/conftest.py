@@ -11,6 +11,7 @@ from echostream.transport.quic.hardened import HardenedConnection
 
 BOTH_PATHS = {
     "test_conformance",
+    "test_ecn",
     "test_fuzz",
     "test_path_mtu",
     "test_receiving",

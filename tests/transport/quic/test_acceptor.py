@@ -16,6 +16,7 @@ from quic_pair import CLIENT, SERVER, Pair, our_acceptor, our_client, our_pair, 
 from echostream.errors import ConfigurationError
 from echostream.transport.engine import PathChanged
 from echostream.transport.quic import QuicAcceptor, QuicEngine, QuicOptions, client_engine
+from echostream.transport.quic.acceptor import RETRY_ORIGINS
 
 
 def first_flight(credentials: Credentials) -> bytes:
@@ -178,6 +179,28 @@ def test_retries_are_limited_and_smaller_than_what_they_answer(credentials: Cred
     assert pair.client.handshake
 
 
+def test_one_address_takes_no_more_than_its_share_of_the_retries(credentials: Credentials) -> None:
+    acceptor = our_acceptor(credentials, QuicOptions(retry_threshold=0, retry_rate=500))
+    data = first_flight(credentials)
+
+    def answered(host: str, now: float) -> int:
+        return sum(acceptor.accept(data, (host, i), now) is not None for i in range(300))
+
+    assert answered("203.0.113.9", 1.0) == 25
+    assert answered("198.51.100.1", 1.0) == 25
+    assert answered("192.0.2.1", 1.0) == 0  # they are used up
+    assert [answered(f"2001:db8::{i}", 2.0) for i in (1, 2)] == [25, 0]  # one /64
+
+
+def test_a_share_is_forgotten_when_there_are_too_many(credentials: Credentials) -> None:
+    acceptor = our_acceptor(credentials, QuicOptions(retry_threshold=0, retry_rate=1e9))
+    data = first_flight(credentials)
+    for number in range(2 * RETRY_ORIGINS):
+        host = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+        assert acceptor.accept(data, (host, 1), 1.0) is not None
+        assert len(acceptor._retries_to) <= RETRY_ORIGINS
+
+
 @pytest.mark.parametrize("kind", ["undecipherable", "senseless"])
 def test_forged_first_packets_bring_the_retry_too(kind: str, credentials: Credentials) -> None:
     """They are over before they count as half-open, and cost a connection each. Anybody can make
@@ -201,7 +224,7 @@ def test_forged_first_packets_bring_the_retry_too(kind: str, credentials: Creden
 
     outcomes = forged(200, 1.0)
     assert sum(isinstance(answer, QuicEngine) for answer in outcomes) == 64
-    assert sum(isinstance(answer, bytes) for answer in outcomes) == 100
+    assert sum(isinstance(answer, bytes) for answer in outcomes) == 50  # one address's share
     assert acceptor.half_open == 0
     assert isinstance(acceptor.accept(good, CLIENT, 1.05), bytes)
     assert sum(isinstance(answer, QuicEngine) for answer in forged(200, 2.0)) == 10

@@ -247,8 +247,8 @@ def test_chacha20(credentials: Credentials) -> None:
     exchange(pair, [50_000])
 
 
-@pytest.mark.parametrize("control", ["reno", "cubic"])
-def test_both_congestion_controls_transfer(control: str, credentials: Credentials) -> None:
+@pytest.mark.parametrize("control", ["westwood", "reno", "cubic"])
+def test_all_congestion_controls_transfer(control: str, credentials: Credentials) -> None:
     options = QuicOptions(congestion_control=control)
     pair = Pair(
         our_client(credentials, options),

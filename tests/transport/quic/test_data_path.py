@@ -161,6 +161,8 @@ class Twin:
         for name in ("packets_sent", "packets_lost", "eliciting_sent", "unanswered"):
             setattr(loss, name, 0)
         loss._time_of_last_sent_ack_eliciting_packet = 0.0
+        loss._prepare_ecn()
+        loss.begin_ecn()
         server._controls_earned_by = 0
         server._spin_highest_pn = self.client._packet_number = 100
         server._remote_max_data = 50_000
@@ -168,8 +170,9 @@ class Twin:
         self.events: list[str] = []
         self.payloads: list[bytes] = []
 
-    def receive(self, number: int, payload: bytes, now: float) -> None:
+    def receive(self, number: int, payload: bytes, now: float, ecn: int = 0) -> None:
         self.client._packet_number = number
+        self.server.datagram_ecn = ecn
         self.server.receive_datagram(packet(self.keys, payload), CLIENT, now)
 
     def flush(self, now: float) -> None:
@@ -229,6 +232,8 @@ class Twin:
             "remote": (server._remote_max_data, server._remote_max_data_used),
             "spin": (server._spin_bit, server._spin_highest_pn),
             "counts": (server.packets_received, server._refused, server._unconsumed),
+            "ecn": (loss.ecn_state, loss.ecn_from, loss.ecn_ect0, loss.ecn_ce),
+            "marks": (space.ect0, space.ect1, space.ce),
             "waiting": (len(server._datagrams), server._datagrams.dropped, server._datagram_lead),
             "pings": (server._ping_pending, server._probe_pending),
             "streams": {number: self.stream(each) for number, each in server._streams.items()},
@@ -259,6 +264,9 @@ class Script:
         self.number = 101
         self.hostile = seed % 4 == 0
         self.urgent = seed % 3 > 0
+        self.counts = seed % 3 > 0
+        self.wrong = 0.05 if seed % 3 == 2 else 0.0
+        self.ce = 0
 
     def stream_id(self) -> int:
         kind = self.rng.choice([0, 0, 0, 0, 1, 2, 3])
@@ -332,9 +340,13 @@ class Script:
         for top, count in ranges[1:]:
             body += varint(bottom - top - 2) + varint(count)
             bottom = top - count
+        if not self.counts or rng.random() < self.wrong:
+            return b"\x02" + body
+        if rng.random() < self.wrong:
+            return b"\x03" + body + b"".join(varint(rng.randrange(4)) for _ in range(3))
         if rng.random() < 0.1:
-            return b"\x03" + body + varint(1) + varint(2) + varint(3)
-        return b"\x02" + body
+            self.ce = min(self.ce + 1, sent - 100)
+        return b"\x03" + body + varint(sent - 100 - self.ce) + varint(0) + varint(self.ce)
 
     def steps(self, twins: list[Twin]) -> Iterator[Callable[[Twin], object]]:
         rng = self.rng
@@ -350,7 +362,8 @@ class Script:
                     number = max(101, self.number - rng.randrange(1, 40))  # late, or twice
                 else:
                     self.number += rng.choice([1, 1, 1, 2, 5])
-                yield lambda twin, n=number, p=payload, t=now: twin.receive(n, p, t)
+                mark = rng.choice([0, 0, 0, 1, 2, 3]) if self.counts else 0
+                yield lambda twin, n=number, p=payload, t=now, m=mark: twin.receive(n, p, t, m)
                 yield Twin.drain
             elif kind < 0.62:
                 stream_id, size = self.stream_id(), rng.choice([0, 10, 500, 4000])
