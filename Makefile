@@ -42,7 +42,8 @@ fuzz: setup ## SECONDS=60 of random and mutated input for each parser
 	done
 
 soak-security: setup ## the tests of bad networks and hostile peers in full size (an hour or so)
-	ECHOSTREAM_FULL=1 $(RUN) -m pytest -s tests/badnet tests/hostile tests/fuzz tests/reconnect
+	ECHOSTREAM_FULL=1 $(RUN) -m pytest -s tests/badnet tests/hostile tests/fuzz tests/reconnect \
+	    tests/rpc/test_flood.py
 
 check: setup ## the tests alone; those of the data path also without what is compiled for it
 	$(RUN) -m pytest -n $(WORKERS)

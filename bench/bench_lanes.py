@@ -24,7 +24,7 @@ from echostream.testing import Impairment, quic_pair, run_virtual
 CALL_LANES = (0, 1, 2, 3, 4, 6, 8, 16)
 EVENT_LANES = (1, 2, 4, 8)
 OWN_STREAM_SIZES = (2048, 4096, 8192, 16_384, 32_768, 65_536)
-LANE_LIMITS = (0, 16_384, 65_536, 262_144, 1_048_576)
+AHEAD = (1024, 4096, 16_384, 65_536)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +166,6 @@ def of_lanes(lanes: int) -> dict[str, int]:
     return {"OWN_STREAM_SIZE": 0} if lanes == 0 else {"CALL_LANES": lanes}
 
 
-def of_limit(limit: int) -> dict[str, int]:
-    names = ("LANE_LIMIT", "SMALLEST_LANE_LIMIT", "LARGEST_LANE_LIMIT")
-    return dict.fromkeys(names, limit) if limit else {}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", nargs="*", default=["calls", "mixed", "events", "limit"])
@@ -214,9 +209,9 @@ def main() -> None:
         table("Events of 20 names", lines)
     if "limit" in options.what:
         lines = []
-        for limit in LANE_LIMITS:
-            with constants(**of_limit(limit)):
-                name = f"{limit} bytes per lane" if limit else "as the congestion window says"
+        for ahead in AHEAD:
+            with constants(AHEAD=ahead):
+                name = f"{ahead} bytes written ahead of the window"
                 lines.append(row(name, pooled(urgent, options, 1.25e6))[1])
         table("Urgent calls beside a full path of 10 Mbit/s", lines)
 

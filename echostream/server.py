@@ -88,6 +88,7 @@ class RpcServer:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._context = ServerContext(config.values)
+        self._context._outgoing = config.outgoing
         self._listener: Listener | None = None
         self._started = False
         self._stopped: asyncio.Event | None = None

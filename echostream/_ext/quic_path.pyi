@@ -293,6 +293,7 @@ class ConnectionState:
     _streams_blocked_uni: list[Any]
     _streams_blocked_pending: bool
     _streams_queue: list[Any]
+    _urgency: dict[int, int]
     @property
     def buffered_total(self) -> int: ...
     @property

@@ -2,7 +2,8 @@
 
 ``Group`` is the server's side, :class:`~echostream.contrib.group_player.GroupPlayer` the plugin of
 each client. There is one timeline: frame N of what is sent is heard at :meth:`Group.time_of` N, on
-the server's clock, and every packet says so.
+the server's clock, and every packet says so. (The groups of ``ServerContext.group`` are for
+events.)
 """
 
 from __future__ import annotations

@@ -21,8 +21,15 @@ class Carrier(Protocol):
     def max_datagram_payload(self) -> int:
         """Largest DATAGRAM payload; 0 when the peer takes none."""
 
-    def open_stream(self, bidirectional: bool) -> int:
-        """Reserve the next stream of ours."""
+    @property
+    def window_left(self) -> int:
+        """Bytes that congestion control lets leave now."""
+
+    def open_stream(self, bidirectional: bool, urgency: int | None = None) -> int:
+        """Reserve the next stream of ours; 0 is the most urgent."""
+
+    def prioritize(self, stream_id: int, urgency: int) -> None:
+        """Give a stream another urgency."""
 
     def send_stream(self, stream_id: int, data: bytes | bytearray | memoryview, fin: bool) -> None:
         """Append to a stream."""
@@ -44,3 +51,6 @@ class Carrier(Protocol):
 
     def buffered(self, stream_id: int) -> int:
         """Bytes that wait for acknowledgement."""
+
+    def unsent(self, stream_id: int) -> int:
+        """Those of them that were never sent."""

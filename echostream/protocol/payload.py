@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 from echostream.errors import ConfigurationError, InvalidPayload
+from echostream.protocol import models
 from echostream.protocol.frames import MAX_METADATA, scan_payload
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def encode(value: object, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_IT
 
     Takes ``None``, bool, int of 64 bits, float, str, bytes, bytearray, memoryview, list, tuple,
     set, dict with str keys, dataclass, ``msgspec.Struct``, enum, datetime, date, time, timedelta,
-    UUID, Decimal, complex, numpy arrays of numbers and numpy scalars (as numbers). An aware
+    UUID, Decimal, complex, numpy arrays of numbers and numpy scalars (as numbers), and models of
+    pydantic where the program uses it. An aware
     datetime travels as a timestamp, a naive one and the types after it as str. Raises
     :class:`~echostream.errors.InvalidPayload` for anything else, and for what the receiver's
     limits would refuse.
@@ -144,22 +146,31 @@ def json_schemas(annotations: Sequence[Any]) -> tuple[list[dict[str, Any]], dict
     ``#/components/schemas/...``. What JSON Schema cannot say (arrays of numbers, complex numbers,
     an annotation that is not a payload's) has only a ``title``."""
     usable = []
+    models_used: dict[str, Any] = {}
+
+    def schema_of(cls: Any) -> dict[str, Any]:
+        if not models.is_model(cls):
+            return {"title": _name_of(get_origin(cls) or cls)}
+        schema, others = models.model_schema(cls, "#/components/schemas/{model}")
+        models_used.update(others)
+        return schema
+
     for annotation in annotations:
         try:
-            msgspec.json.schema_components((annotation,), schema_hook=_schema_of)
+            msgspec.json.schema_components((annotation,), schema_hook=schema_of)
             usable.append(annotation)
         except Exception:
             usable.append(_Titled(annotation))
     known = [each for each in usable if not isinstance(each, _Titled)]
     schemas, components = msgspec.json.schema_components(
-        known, schema_hook=_schema_of, ref_template="#/components/schemas/{name}"
+        known, schema_hook=schema_of, ref_template="#/components/schemas/{name}"
     )
     rest = iter(schemas)
     out = [
         {"title": str(each.annotation)} if isinstance(each, _Titled) else next(rest)
         for each in usable
     ]
-    return out, components
+    return out, {**models_used, **components}
 
 
 class _Titled:
@@ -167,10 +178,6 @@ class _Titled:
 
     def __init__(self, annotation: Any) -> None:
         self.annotation = annotation
-
-
-def _schema_of(cls: Any) -> dict[str, Any]:
-    return {"title": _name_of(get_origin(cls) or cls)}
 
 
 def _build(annotation: Any, max_depth: int, max_items: int) -> Callable[[Buffer], Any]:
@@ -244,7 +251,9 @@ def _check(node: Any, seen: set[int]) -> None:
         for part in node:
             _check(part, seen)
     elif isinstance(node, msgspec.inspect.Type | msgspec.inspect.Field):
-        if isinstance(node, msgspec.inspect.CustomType) and node.cls not in _CUSTOM:
+        if isinstance(node, msgspec.inspect.CustomType) and not (
+            node.cls in _CUSTOM or models.is_model(node.cls)
+        ):
             raise ConfigurationError(
                 f"{_name_of(node.cls)} is not a dataclass, msgspec.Struct, TypedDict, NamedTuple, "
                 "enum or built-in type"
@@ -283,6 +292,8 @@ def _encode_other(value: object) -> object:
         return msgspec.msgpack.Ext(_EXT_COMPLEX, _COMPLEX.pack(value.real, value.imag))
     if isinstance(value, str):
         return str(value)
+    if models.is_model(type(value)):
+        return models.dump(value)
     raise InvalidPayload(
         f"{_name(value)} cannot be sent: make it a dataclass, a msgspec.Struct, or built-in types "
         "such as dict, list, str, bytes and int"
@@ -351,6 +362,8 @@ def _decode_array(body: memoryview) -> np.ndarray[Any, Any]:
 
 def _decode_custom(annotation: Any, value: object) -> object:
     """msgspec asks this for annotations that it does not know, after the value was decoded."""
+    if models.is_model(annotation):
+        return models.validate(annotation, value)
     if not isinstance(value, get_origin(annotation) or annotation):
         expected = _name_of(get_origin(annotation) or annotation)
         raise ValueError(f"Expected `{expected}`, got `{_name_of(type(value))}`")

@@ -21,7 +21,7 @@ from echostream.protocol.flow import ARGUMENT_CREDIT, WINDOW, Flow
 from echostream.protocol.frames import encode_frame
 from echostream.protocol.hello import SMALLEST_MESSAGE, Hello, Limits
 from echostream.protocol.inbox import Inbox
-from echostream.protocol.outbox import Outbox
+from echostream.protocol.outbox import URGENT_BULK, USUAL, Outbox
 from echostream.protocol.resumption import Outcomes
 
 __all__ = ["ProtocolSession"]
@@ -178,7 +178,7 @@ class ProtocolSession:
         self.check_size(payload, method)
         call_id = self._next_call
         self._next_call = call_id + 2
-        stream_id = self._carrier.open_stream(True)
+        stream_id = self._carrier.open_stream(True, _urgency(priority))
         frame = encode_frame(
             frames.REQUEST,
             call_id,
@@ -205,6 +205,7 @@ class ProtocolSession:
 
     def take_call(self, event: ev.CallOpened) -> Flow:
         """The peer opened a streaming call; :meth:`answer_call` or :meth:`fail_call` ends it."""
+        self._carrier.prioritize(event.stream_id, _urgency(event.priority))
         flow = Flow(
             event.call_id,
             event.stream_id,
@@ -326,7 +327,7 @@ class ProtocolSession:
         if realtime:
             self.outbox.stream(alias, frame)
             return alias, -1
-        stream_id = self._carrier.open_stream(False)
+        stream_id = self._carrier.open_stream(False, _urgency(priority))
         self._carrier.send_stream(stream_id, frame, False)
         return alias, stream_id
 
@@ -357,7 +358,7 @@ class ProtocolSession:
         if stream_id >= 0:
             self._carrier.reset_stream(stream_id, code)
 
-    def flush_media(self, alias: int, stream_id: int, epoch: int) -> int:
+    def flush_media(self, alias: int, stream_id: int, epoch: int, priority: int) -> int:
         """Drop what is queued of a stream of ours and go on with ``epoch``; returns the QUIC stream
         that carries it from now on."""
         if stream_id < 0:
@@ -366,7 +367,7 @@ class ProtocolSession:
             )
             return -1
         self._carrier.reset_stream(stream_id, Reset.FLUSHED)
-        stream_id = self._carrier.open_stream(False)
+        stream_id = self._carrier.open_stream(False, _urgency(priority))
         self._carrier.send_stream(
             stream_id,
             encode_frame(frames.STREAM_FLUSH, alias, b"", frames.MARK, None, None, -1, epoch),
@@ -430,3 +431,8 @@ _RESET_OF: dict[int, Reset] = {
     Status.RESOURCE_EXHAUSTED: Reset.TOO_LARGE,
 }
 """How a streaming call ends that still has much to send: its caller does not wait for all that."""
+
+
+def _urgency(priority: int) -> int:
+    """That of the QUIC stream of what has one of its own."""
+    return URGENT_BULK + (USUAL if priority < 0 else priority)

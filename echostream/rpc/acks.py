@@ -21,7 +21,6 @@ from echostream.protocol import events as ev
 from echostream.protocol.outbox import QUEUE_HIGH
 from echostream.protocol.resumption import Entry, Outcomes
 from echostream.rpc.call import Metadata, encode_metadata
-from echostream.rpc.options import expiry
 
 if TYPE_CHECKING:
     from echostream.rpc.peer import Peer
@@ -120,7 +119,7 @@ class Acknowledgements:
         peer = self._peer
         data = peer.encode(payload)
         extra = None if metadata is None else encode_metadata(metadata)
-        expires_at = expiry(peer, max_age)
+        expires_at = peer.expiry(max_age)
         if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH or peer.budget.tight:
             await peer.room.wait_event()
         token = self.token()

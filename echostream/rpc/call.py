@@ -23,12 +23,23 @@ class Call:
     """The call that the current task serves. ``deadline`` is a time of the connection's clock,
     which is ``time.monotonic()`` but on virtual time; ``None`` without one. ``event_number``: for a
     listener, the event's number in its event session, the same when it is sent again; else 0.
+    ``max_age`` (s) is for the handler to set: a result of many that waited longer to leave is
+    dropped and counted.
 
     While it is served, calls that its handler makes inherit the deadline, and its trace context
     (``traceparent`` and ``tracestate``, W3C Trace Context) goes along with them.
     """
 
-    __slots__ = ("_clock", "_response", "deadline", "event_number", "metadata", "method", "over")
+    __slots__ = (
+        "_clock",
+        "_response",
+        "deadline",
+        "event_number",
+        "max_age",
+        "metadata",
+        "method",
+        "over",
+    )
 
     def __init__(
         self,
@@ -42,6 +53,7 @@ class Call:
         self.metadata = metadata
         self.deadline = deadline
         self.over = False
+        self.max_age: float | None = None
         self._clock = clock
         self.event_number = event_number
         self._response: dict[str, str | bytes] | None = None

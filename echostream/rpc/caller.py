@@ -15,10 +15,10 @@ from echostream.errors import (
     ResourceExhausted,
     RpcError,
 )
-from echostream.protocol.outbox import QUEUE_HIGH
+from echostream.protocol.outbox import QUEUE_HIGH, USUAL
 from echostream.rpc.call import Metadata, _current, decode_metadata, encode_metadata
 from echostream.rpc.keyed import KEY, add_key, check_key
-from echostream.rpc.options import Delivery, check_once, check_options, checked_names, expiry
+from echostream.rpc.options import Delivery, check_once, check_options, checked_names
 from echostream.rpc.registry import check_name
 from echostream.rpc.scheduled import add_at
 from echostream.rpc.streamed import CallOptions, ResultStream, StreamedCall, request_with_items
@@ -126,7 +126,8 @@ class Caller:
         """Call ``method`` on the other side and return its result.
 
         ``payload`` may be an async iterator, for a handler that takes a stream of arguments: its
-        items are sent as the handler takes them, and it is closed in the end. What the handler
+        items are sent as the handler takes them, each within ``max_age``, and it is closed in the
+        end. What the handler
         sends along with its result is put into ``response_metadata``.
 
         ``returns`` is the type to decode the result to; without it plain values come back. With
@@ -178,22 +179,23 @@ class Caller:
         except InvalidPayload:
             if not isinstance(payload, AsyncIterable):
                 raise
-            options = CallOptions(timeout, metadata, priority, idempotent)
+            options = CallOptions(timeout, metadata, priority, idempotent, max_age)
             decode = peer.decode if returns is None else peer.decoder(returns)
-            left = await peer.room.wait_turn(method, timeout, max_age)
+            left = await peer.room.wait_turn(method, timeout, max_age, priority)
             return decode(
                 await request_with_items(peer, method, payload, options, left, response_metadata)
             )
         decode = peer.decode if returns is None else peer.decoder(returns)
         left = timeout
-        expires_at = expiry(peer, max_age)
+        expires_at = peer.expiry(max_age)
         if (
             peer.busy
             or peer.outbox.call_bytes > QUEUE_HIGH
             or len(peer.calls) >= peer.call_limit
+            or priority > USUAL
             or peer.budget.tight
         ):
-            left = await peer.room.wait_turn(method, timeout, max_age)
+            left = await peer.room.wait_turn(method, timeout, max_age, priority)
         loop = peer.loop
         call_id = peer.protocol.start_call(
             method,
@@ -225,6 +227,7 @@ class Caller:
                 peer.cancel_call(call_id)
             if response_metadata is not None:
                 peer.trailers.pop(call_id, None)
+            del future  # it may hold an exception that holds this frame
         if response_metadata is not None and trailer:
             response_metadata.update(decode_metadata(trailer[0]))
         return decode(answer)
@@ -239,6 +242,7 @@ class Caller:
         timeout: float | None = None,
         metadata: Metadata | None = None,
         priority: int = 3,
+        max_age: float | None = None,
         idempotent: bool = False,
         at: int | None = None,
     ) -> ResultStream[T]: ...
@@ -252,6 +256,7 @@ class Caller:
         timeout: float | None = None,
         metadata: Metadata | None = None,
         priority: int = 3,
+        max_age: float | None = None,
         idempotent: bool = False,
         at: int | None = None,
     ) -> ResultStream[Any]: ...
@@ -265,13 +270,16 @@ class Caller:
         timeout: float | None = None,
         metadata: Metadata | None = None,
         priority: int = 3,
+        max_age: float | None = None,
         idempotent: bool = False,
         at: int | None = None,
     ) -> ResultStream[Any]:
         """Call a ``method`` that answers with many results: iterate over them.
 
         ``payload`` is one value, or an async iterator whose items are sent as the other side takes
-        them. ``returns`` is the type of each result; ``timeout`` is for the whole call. The call
+        them. ``returns`` is the type of each result; ``timeout`` is for the whole call,
+        ``priority`` for its items in both directions. ``max_age``: the call does not begin when it
+        has waited longer, and each argument that has is dropped. The call
         begins with the first ``anext``. Leaving it early, in whatever way, cancels the handler;
         ``async with`` waits until that is done here. A reader that is slow slows the handler.
 
@@ -279,7 +287,7 @@ class Caller:
         that was not run, and one that was interrupted ends with ``ConnectionClosed``.
         """
         check_name(method, "request_stream")
-        check_options(timeout=timeout, priority=priority)
+        check_options(timeout=timeout, max_age=max_age, priority=priority)
         if at is not None:
             metadata = add_at(metadata, at)
         link = self._link
@@ -289,12 +297,12 @@ class Caller:
         async def attempt(argument: Any, own: Metadata | None) -> StreamedCall:
             serving = _current.get()
             limit, extra = (timeout, own) if serving is None else serving.inherit(timeout, own)
-            options = CallOptions(limit, extra, priority, idempotent)
+            options = CallOptions(limit, extra, priority, idempotent, max_age)
             if link is None:
                 peer = self._peer
-                left = await peer.room.wait_turn(method, limit, None)
+                left = await peer.room.wait_turn(method, limit, max_age, priority)
             else:
-                peer, left = await link.turn(method, limit)
+                peer, left = await link.turn(method, limit, max_age, priority)
             return StreamedCall(peer, method, argument, options, left, receives=True)
 
         async def begin() -> StreamedCall:
@@ -365,7 +373,7 @@ class Caller:
             return
         data = peer.encode(payload)
         extra = None if metadata is None else encode_metadata(metadata)
-        expires_at = expiry(peer, max_age)
+        expires_at = peer.expiry(max_age)
         if peer.busy or peer.outbox.event_bytes > QUEUE_HIGH or peer.budget.tight:
             await peer.room.wait_event()
         if delivery == "realtime":
@@ -453,7 +461,7 @@ class Caller:
         if peer is None or peer.busy or peer.outbox.event_bytes > QUEUE_HIGH:
             return False
         try:
-            peer.protocol.emit(event, data, metadata, priority, expiry(peer, max_age))
+            peer.protocol.emit(event, data, metadata, priority, peer.expiry(max_age))
         except ResourceExhausted:
             return False
         peer.connection.wake()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from echostream.protocol import payload as payloads
@@ -14,6 +15,7 @@ from echostream.rpc.registry import check_name
 from echostream.rpc.scheduled import add_at
 
 if TYPE_CHECKING:
+    from echostream.rpc.interceptors import Outgoing
     from echostream.rpc.session import Session
 
 __all__ = ["ClientContext", "ServerContext", "Store"]
@@ -63,6 +65,7 @@ class ServerContext(Store):
         super().__init__(values)
         self._sessions: dict[str, Session] = {}
         self._groups: dict[str, Group] = {}
+        self._outgoing: Outgoing | None = None
         self.serving = False
         """Whether the server takes connections: from its start until it begins to stop."""
 
@@ -74,7 +77,7 @@ class ServerContext(Store):
     def group(self, name: str, **options: Any) -> Group:
         """The group of this name; the first use makes it, with ``options`` as of ``GroupOptions``:
         ``slow``, ``backlog``, ``queue``, ``history``, ``last_values``, ``presence``."""
-        return group_of(self._groups, name, options)
+        return group_of(self._groups, name, options, self)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -99,9 +102,24 @@ class ServerContext(Store):
         """Emit to every session (for which ``where`` holds); returns to how many.
 
         The payload is encoded once. A session that is closing, or whose peer does not read, is left
-        out and not waited for. ``at``: all listeners run at that time of this server's clock."""
+        out and not waited for. ``at``: all listeners run at that time of this server's clock.
+        Interceptors see it once."""
         check_name(event, "broadcast")
         check_options(max_age=max_age)
+        attempt = partial(self._broadcast, event, where, max_age, at)
+        if self._outgoing is None:
+            return await attempt(payload, metadata)
+        return await self._outgoing.broadcast(self, attempt, event, payload, metadata)
+
+    async def _broadcast(
+        self,
+        event: str,
+        where: Callable[[Session], bool] | None,
+        max_age: float | None,
+        at: int | None,
+        payload: Any,
+        metadata: Metadata | None,
+    ) -> int:
         encoded = payloads.encode(payload)
         extra = encode_metadata(metadata if at is None else add_at(metadata, at))
         count = 0

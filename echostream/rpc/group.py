@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from echostream.codes import Close
@@ -21,6 +22,7 @@ from echostream.rpc.registry import check_name
 from echostream.rpc.scheduled import add_at
 
 if TYPE_CHECKING:
+    from echostream.rpc.context import ServerContext
     from echostream.rpc.session import Session
 
 __all__ = ["PRESENCE", "Group", "GroupOptions", "GroupStatistics", "Slow"]
@@ -114,8 +116,9 @@ class Group:
     """Some sessions of a server; made by ``ServerContext.group``. One that ends its connection
     leaves."""
 
-    def __init__(self, name: str, options: GroupOptions) -> None:
+    def __init__(self, name: str, options: GroupOptions, context: ServerContext) -> None:
         self.name = check_name(name, "group")
+        self._context = context
         self.options = options
         self._members: dict[str, _Member] = {}
         self._history: deque[_Event] = deque(maxlen=options.history)
@@ -183,9 +186,27 @@ class Group:
         to how many it went, or will go when they read. Waits only where ``slow="block"``.
 
         The payload is encoded once. ``at``: all listeners run at that time of the server's clock.
+        Interceptors see it once.
         """
         check_name(event, "broadcast")
         check_options(max_age=max_age, priority=priority)
+        attempt = partial(self._broadcast, event, where, exclude, priority, max_age, at)
+        outgoing = self._context._outgoing
+        if outgoing is None:
+            return await attempt(payload, metadata)
+        return await outgoing.broadcast(self._context, attempt, event, payload, metadata)
+
+    async def _broadcast(
+        self,
+        event: str,
+        where: Callable[[Session], bool] | None,
+        exclude: Session | Collection[Session],
+        priority: int,
+        max_age: float | None,
+        at: int | None,
+        payload: Any,
+        metadata: Metadata | None,
+    ) -> int:
         told = _event(event, payload, metadata if at is None else add_at(metadata, at))
         told = told._replace(priority=-1 if priority == 3 else priority, max_age=max_age)
         self._broadcasts += 1
@@ -288,7 +309,9 @@ def _event(name: str, payload: Any, metadata: Metadata | None = None) -> _Event:
     return _Event(name, payloads.encode(payload), encode_metadata(metadata), -1, None)
 
 
-def group_of(groups: dict[str, Group], name: str, given: dict[str, Any]) -> Group:
+def group_of(
+    groups: dict[str, Group], name: str, given: dict[str, Any], context: ServerContext
+) -> Group:
     """The group of this name, made where it is not there. Raises ``ConfigurationError`` where it is
     there with other options."""
     group = groups.get(name)
@@ -301,7 +324,7 @@ def group_of(groups: dict[str, Group], name: str, given: dict[str, Any]) -> Grou
                 raise ConfigurationError(
                     f"unknown option {option!r} of a group; known: {', '.join(known)}"
                 )
-        group = groups[name] = Group(name, GroupOptions(**given))
+        group = groups[name] = Group(name, GroupOptions(**given), context)
         return group
     for option, value in given.items():
         if getattr(group.options, option, None) != value:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from echostream.codes import Close, Status
 from echostream.errors import ConnectionClosed, InvalidPayload, RpcError
 from echostream.protocol import events as ev
-from echostream.protocol.outbox import QUEUE_HIGH
+from echostream.protocol.outbox import QUEUE_HIGH, USUAL
 from echostream.rpc.call import NO_METADATA, Call, _current, decode_metadata, encode_metadata
 from echostream.rpc.gate import Gate
 from echostream.rpc.keyed import (
@@ -108,9 +108,12 @@ class Handlers:
     def start_waiting(self) -> None:
         """Start what waits, as far as there is room."""
         while self._waiting and self._gate.ready and len(self._running) < self._max_calls:
-            call_id = next(iter(self._waiting))
-            event, arrived = self._leave_waiting(call_id)
+            event, arrived = self._leave_waiting(min(self._waiting, key=self._priority_of))
             self._start(event, _deadline_of(event, arrived))
+
+    def _priority_of(self, call_id: int) -> int:
+        priority = self._waiting[call_id][0].priority
+        return USUAL if priority < 0 else priority
 
     def stop_all(self) -> None:
         """The connection has ended: nobody waits for an answer."""

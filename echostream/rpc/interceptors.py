@@ -31,7 +31,8 @@ class Invocation:
 
     ``payload`` may be replaced before ``proceed``: the value, the iterator of arguments, for an
     incoming stream its ``StreamReceiver``. ``metadata`` may be changed where it goes out.
-    ``context``: the ``Session``, ``RpcClient`` or ``ClientContext``. ``response_metadata``: what
+    ``context``: the ``Session``, ``RpcClient`` or ``ClientContext``; for a broadcast the
+    ``ServerContext``. ``response_metadata``: what
     goes to the caller along with the answer; outgoing, what came (after ``proceed``).
     """
 
@@ -160,6 +161,27 @@ class Outgoing:
             )
 
         await self._around(invocation, once)
+
+    async def broadcast(
+        self,
+        context: Any,
+        attempt: Callable[[Any, Metadata | None], Awaitable[int]],
+        name: str,
+        payload: Any,
+        metadata: Metadata | None,
+    ) -> int:
+        """An event for many: once around all of them. Returns to how many ``attempt`` gave it; none
+        where an interceptor kept it back."""
+        invocation = Invocation("event", name, payload, dict(metadata or {}), context)
+        count = 0
+
+        async def once() -> int:
+            nonlocal count
+            count = await attempt(invocation.payload, invocation.metadata or None)
+            return count
+
+        await self._around(invocation, once)
+        return count
 
     async def open_stream(
         self,

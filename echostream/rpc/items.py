@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from echostream.errors import ConfigurationError, InvalidPayload
 from echostream.protocol.flow import RECEIVE_BYTES, Flow
+from echostream.protocol.outbox import AHEAD
 
 if TYPE_CHECKING:
     from echostream.rpc.peer import Peer
@@ -60,11 +61,13 @@ class ItemEnds:
         finally:
             self._reader = None
 
-    async def write(self, value: Any) -> bool:
-        """Send one item when the other side takes it; ``False`` when it takes no more."""
+    async def write(self, value: Any, max_age: float | None = None) -> bool:
+        """Send one item when the other side takes it; ``False`` when it takes no more. One that
+        waited longer than ``max_age`` s is dropped and counted."""
         peer, flow = self._peer, self.flow
         data = peer.encode(value)
         engine = peer.connection.engine
+        expires_at = peer.expiry(max_age)
         waited = False
         while not flow.over:
             if flow.credit <= 0:
@@ -75,6 +78,11 @@ class ItemEnds:
                     self._writer = None
             elif engine.buffered(flow.stream_id) > SEND_HIGH:
                 await peer.room.wait_stream(flow.stream_id, SEND_LOW)
+            elif max_age is not None and engine.unsent(flow.stream_id) > AHEAD:
+                await peer.room.wait_sent(flow.stream_id, AHEAD)
+            elif peer.connection.clock() > expires_at:
+                peer.outbox.expired += 1
+                return True
             elif peer.sending.refuses and not waited:
                 await peer.room.wait_share()
                 waited = True

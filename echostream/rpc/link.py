@@ -375,7 +375,9 @@ class Link:
             self._retried += 1
             passed = loop.time() - started
 
-    async def turn(self, method: str, timeout: float | None) -> tuple[Peer, float | None]:
+    async def turn(
+        self, method: str, timeout: float | None, max_age: float | None, priority: int
+    ) -> tuple[Peer, float | None]:
         """Wait until a streaming call may leave: where to, and what is left of ``timeout``."""
         loop = asyncio.get_running_loop()
         end = None if timeout is None else loop.time() + timeout
@@ -384,7 +386,7 @@ class Link:
             peer = await self._next_peer(method, left, False)
             left = None if end is None else max(end - loop.time(), 1e-6)
             try:
-                return peer, await peer.room.wait_turn(method, left, None)
+                return peer, await peer.room.wait_turn(method, left, max_age, priority)
             except (ConnectionClosed, Unavailable) as error:
                 if not error.unserved:
                     raise

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from echostream.errors import ConfigurationError
 from echostream.rpc.registry import check_name
 
-if TYPE_CHECKING:
-    from echostream.rpc.peer import Peer
-
-__all__ = ["Delivery", "check_once", "check_options", "checked_names", "expiry"]
+__all__ = ["Delivery", "check_once", "check_options", "checked_names"]
 
 Delivery = Literal["reliable", "realtime"]
 
-NEVER = float("inf")
 checked_names: set[str] = set()
 """Names that were found right: the check costs more than the look here."""
 MAX_CHECKED = 4096
@@ -44,8 +40,3 @@ def check_options(
         raise ConfigurationError(f"priority={priority!r} must be 0 (most urgent) to 7")
     if delivery not in ("reliable", "realtime"):
         raise ConfigurationError(f"delivery={delivery!r} must be 'reliable' or 'realtime'")
-
-
-def expiry(peer: Peer, max_age: float | None) -> float:
-    """When what is sent now is too old, on the clock of the connection."""
-    return NEVER if max_age is None else peer.connection.clock() + max_age

@@ -59,6 +59,10 @@ _STOPPED: dict[int, str] = {
     Reset.TOO_LARGE: "more was unfinished than the peer's limit assembly allows",
 }
 CLOCK_SIZE = 32
+_NEVER = float("inf")
+QUEUE_TARGET_S = 0.01
+"""What a connection with realtime streams may have waiting in the path: at 40 ms of round trip this
+still fills a path."""
 
 
 class Peer:
@@ -123,6 +127,7 @@ class Peer:
         self.grants: frozenset[str] = frozenset()
         """What the peer may do, of that which some handlers require."""
         self._closed: asyncio.Future[None] = self.loop.create_future()
+        self._queue_limited = False
         self._pumping = False
         self._pumped = 0
         self._turn_events: float = TURN_EVENTS
@@ -187,6 +192,10 @@ class Peer:
         """What reads a payload of the peer, within our limits."""
         limits = self.protocol.limits
         return payloads.decoder(annotation, max_depth=limits.nesting, max_items=limits.items)
+
+    def expiry(self, max_age: float | None) -> float:
+        """When what is sent now is too old, on the clock of the connection."""
+        return _NEVER if max_age is None else self.connection.clock() + max_age
 
     # Begin and end.
 
@@ -274,11 +283,11 @@ class Peer:
     def before_flush(self, now: float) -> None:
         """Write what is queued; let those go on who waited for space."""
         self._pumped = 0
+        if self.senders or self.receivers or self._queue_limited:
+            self._limit_queue()
         outbox = self.outbox
         outbox.flush(now)
         self._acknowledged()
-        if not outbox.idle:
-            outbox.fit(self.connection.engine.info().congestion_window)
         if outbox.expired_calls:
             self.answers.fail_expired()
         if outbox.expired_acks:
@@ -293,6 +302,15 @@ class Peer:
         held = outbox.call_bytes + outbox.event_bytes + self.connection.engine.buffered_total
         if held != self.sending.held:
             self.sending.settle(held)
+
+    def _limit_queue(self) -> None:
+        """While a realtime stream is open, either way, bulk may not fill the path's buffers."""
+        wanted = any(sender.realtime for sender in self.senders.values()) or any(
+            receiver.realtime for receiver in self.receivers.values()
+        )
+        if wanted != self._queue_limited:
+            self._queue_limited = wanted
+            self.connection.engine.limit_queue(QUEUE_TARGET_S if wanted else None)
 
     @property
     def idle(self) -> bool:

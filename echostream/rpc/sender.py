@@ -208,6 +208,7 @@ class StreamSender:
         opening: tuple[bytes | None, bool, int],
     ) -> None:
         self._peer = peer
+        self._priority = opening[2]
         self.codec = codec
         self._encoder: StreamEncoder | None = None
         if codec is not PCM and format is not None:
@@ -283,7 +284,9 @@ class StreamSender:
         self._sequence = 0
         if self._encoder is not None:
             self._encoder.reset()
-        self.stream_id = self._peer.protocol.flush_media(self.alias, self.stream_id, self._epoch)
+        self.stream_id = self._peer.protocol.flush_media(
+            self.alias, self.stream_id, self._epoch, self._priority
+        )
         self._peer.connection.wake()
 
     async def end(self) -> None:

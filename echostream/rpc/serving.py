@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from echostream.codes import Reset, Status
 from echostream.errors import ProtocolError
 from echostream.protocol import events as ev
+from echostream.rpc.call import _current
 from echostream.rpc.items import ArgumentStream, ItemEnds
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def served_call(call: Callable[[Any, Any], Any], yields: bool) -> Callable[[Any,
     async def give(context: Any, served: ServedItems) -> None:
         async with aclosing(call(context, served.argument)) as results:
             async for item in results:
-                if not await served.write(item):
+                own = _current.get()
+                if not await served.write(item, None if own is None else own.max_age):
                     return
 
     return give if yields else take

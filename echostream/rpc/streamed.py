@@ -27,12 +27,13 @@ T = TypeVar("T")
 
 
 class CallOptions(NamedTuple):
-    """The options of one streaming call."""
+    """The options of one streaming call. ``max_age`` is for each of its arguments."""
 
     timeout: float | None = None
     metadata: Metadata | None = None
     priority: int = 3
     idempotent: bool = False
+    max_age: float | None = None
 
 
 class StreamedCall:
@@ -73,7 +74,7 @@ class StreamedCall:
             self._timer = loop.call_later(left, self._expire, options.timeout or left)
         self._pump: asyncio.Task[None] | None = None
         if items is not None:
-            self._pump = loop.create_task(self._send(items))
+            self._pump = loop.create_task(self._send(items, options.max_age))
             peer.pumps.add(self._pump)
             self._pump.add_done_callback(peer.pumps.discard)
         self.answer.add_done_callback(self._answered)
@@ -134,12 +135,12 @@ class StreamedCall:
             self._pump.cancel()
         self._ends.wake()
 
-    async def _send(self, items: AsyncIterable[Any]) -> None:
+    async def _send(self, items: AsyncIterable[Any], max_age: float | None) -> None:
         """Send what the program iterates over, as the other side takes it."""
         iterator = aiter(items)
         try:
             async for item in iterator:
-                if not await self._ends.write(item):
+                if not await self._ends.write(item, max_age):
                     return
             if self._peer.ended is None:
                 self._peer.protocol.end_items(self._flow)

@@ -224,9 +224,14 @@ class Engine(Protocol):
     def on_timer(self, now: float) -> None:
         """Time has come: loss detection, probe, idle timeout, pacing."""
 
-    def open_stream(self, bidirectional: bool) -> int:
+    def open_stream(self, bidirectional: bool, urgency: int | None = None) -> int:
         """Reserve the next stream of ours. Its id is valid at once, also past the peer's limit:
-        what is written then waits for credit."""
+        what is written then waits for credit. What is more urgent (0 is most) is sent first, as
+        far as its credit goes; streams that are equally urgent take turns, those without an
+        ``urgency`` come last."""
+
+    def prioritize(self, stream_id: int, urgency: int) -> None:
+        """Give a stream that we send on another urgency. Nothing for one that is not known."""
 
     def send_stream(self, stream_id: int, data: bytes | bytearray | memoryview, fin: bool) -> None:
         """Append to the sending part; with ``fin`` end it. The engine copies ``data``.
@@ -258,9 +263,20 @@ class Engine(Protocol):
     def buffered(self, stream_id: int) -> int:
         """Bytes of our sending part that the peer has not acknowledged; 0 for an unknown one."""
 
+    def unsent(self, stream_id: int) -> int:
+        """Those of them that were never sent."""
+
     @property
     def buffered_total(self) -> int:
         """The same over all streams."""
+
+    @property
+    def window_left(self) -> int:
+        """Bytes that congestion control lets leave now."""
+
+    def limit_queue(self, target: float | None) -> None:
+        """Keep what waits in the path's buffers because of this side near ``target`` s, where
+        congestion control would fill them; ``None``: do not."""
 
     def ping(self, uid: int) -> None:
         """Send a PING; :class:`PingAcknowledged` reports back."""

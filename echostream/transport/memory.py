@@ -35,6 +35,8 @@ MAX_DATAGRAM_PAYLOAD = 1170
 """Bytes: what fits QUIC's smallest packet of 1200."""
 
 DATAGRAM_QUEUE = 64
+LEAST_URGENT = 256
+"""Of a stream that was given no urgency."""
 SEGMENT = 1150
 """Bytes of stream data per segment on an impaired path."""
 
@@ -48,7 +50,17 @@ _Deliver: TypeAlias = Callable[..., None]
 class _Sending:
     """The sending part of a stream."""
 
-    __slots__ = ("acked", "chunks", "ended", "limit", "segments", "sent", "stopped", "unsent")
+    __slots__ = (
+        "acked",
+        "chunks",
+        "ended",
+        "limit",
+        "segments",
+        "sent",
+        "stopped",
+        "unsent",
+        "urgency",
+    )
 
     def __init__(self, limit: int) -> None:
         self.chunks: deque[bytes | memoryview] = deque()
@@ -58,6 +70,7 @@ class _Sending:
         self.limit = limit
         self.segments = 0
         self.ended = False
+        self.urgency = LEAST_URGENT
         self.stopped = False
 
 
@@ -173,14 +186,20 @@ class MemoryEngine:
         if self._idle_timeout is not None and now >= self._heard + self._idle_timeout:
             self._end(Closed(1, "Idle timeout", by_peer=False, application=False))
 
-    def open_stream(self, bidirectional: bool) -> int:
+    def open_stream(self, bidirectional: bool, urgency: int | None = None) -> int:
         kind = (0 if self._client else 1) | (0 if bidirectional else 2)
         stream_id = self._opened[kind] << 2 | kind
         self._opened[kind] += 1
         self._sending[stream_id] = _Sending(self._stream_window)
         if bidirectional:
             self._receiving[stream_id] = _Receiving()
+        if urgency is not None:
+            self.prioritize(stream_id, urgency)
         return stream_id
+
+    def prioritize(self, stream_id: int, urgency: int) -> None:
+        if stream_id in self._sending:
+            self._sending[stream_id].urgency = urgency
 
     def send_stream(self, stream_id: int, data: bytes | bytearray | memoryview, fin: bool) -> None:
         if self._closed:
@@ -253,9 +272,20 @@ class MemoryEngine:
         stream = self._sending.get(stream_id)
         return 0 if stream is None else stream.unsent + stream.sent - stream.acked
 
+    def unsent(self, stream_id: int) -> int:
+        stream = self._sending.get(stream_id)
+        return 0 if stream is None else stream.unsent
+
     @property
     def buffered_total(self) -> int:
         return self._buffered
+
+    @property
+    def window_left(self) -> int:
+        return max(self._window() - self._in_flight, 0)
+
+    def limit_queue(self, target: float | None) -> None:
+        """There is none to limit: the window is that of the path, and little more."""
 
     def change_connection_id(self) -> None:
         """There is one path, and nobody who watches it."""
@@ -309,10 +339,15 @@ class MemoryEngine:
                 if window <= 0:
                     break
                 stream_id = next(iter(self._ready))
+                if len(self._ready) > 1:
+                    stream_id = min(self._ready, key=self._urgency_of)
                 self._flush_stream(stream_id, self._ready.pop(stream_id), window)
         return []
 
     # Sending
+
+    def _urgency_of(self, stream_id: int) -> int:
+        return self._ready[stream_id].urgency
 
     def _flush_stream(self, stream_id: int, stream: _Sending, window: int) -> None:
         """Send one segment of a stream; round robin over the streams that have more."""

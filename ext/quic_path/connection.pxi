@@ -58,6 +58,7 @@ cdef class ConnectionState:
     cdef public list _streams_blocked_uni
     cdef public bint _streams_blocked_pending
     cdef public list _streams_queue
+    cdef public dict _urgency  # of streams that have one
 
     # What the typed path found of all this, once the handshake was confirmed.
     cdef readonly bint typed

@@ -9,6 +9,8 @@ cdef enum:
     STREAM_LIMIT_CAPACITY = 17
     RESET_CAPACITY = 25
     STOP_CAPACITY = 17
+    CRUMB = 32  # as in transport/quic/writer.py
+    FAIR_EVERY = 16
     SHORT_OVERHEAD = 19  # of a short-header packet: flags, two bytes of number, the AEAD's tag
 
 cdef class SendPath(ReceivePath):
@@ -23,6 +25,7 @@ cdef class SendPath(ReceivePath):
     cdef int64_t max_payload  # of a DATAGRAM frame, in this flush
     # What this flush has to send.
     cdef list sendable
+    cdef bint mixed  # they are not of one urgency, and stand in its order
     cdef Py_ssize_t first
     cdef list owed
 
@@ -202,9 +205,23 @@ cdef class SendPath(ReceivePath):
                 if <int64_t>(<Stream>sendable[ahead]).stream_id > self._last_served:
                     sendable = sendable[ahead:] + sendable[:ahead]
                     break
+        self.mixed = False
+        if self._urgency and len(sendable) > 1 and self._packet_number % FAIR_EVERY:
+            sendable.sort(key=self._urgency_of)
+            ahead = len(sendable) - 1
+            self.mixed = self._urgency_of(sendable[0]) != self._urgency_of(sendable[ahead])
         self.sendable = sendable
         self.first = 0
         self.owed = owed
+        return 0
+
+    cdef int append_by_urgency(self, Stream stream) except -1:
+        """Put it behind those that are as urgent."""
+        cdef Py_ssize_t at = len(self.sendable)
+        urgency = self._urgency_of(stream)
+        while at > self.first + 1 and self._urgency_of(self.sendable[at - 1]) > urgency:
+            at -= 1
+        self.sendable.insert(at, stream)
         return 0
 
     cdef int begin(self, int64_t window) except -1:
@@ -376,10 +393,11 @@ cdef class SendPath(ReceivePath):
         cdef Py_ssize_t turn
         cdef Stream stream
         cdef StreamSender sender
-        cdef int64_t room = self.flight_left()
+        cdef int64_t room = self.flight_left(), left
         for turn in range(len(self.sendable) - self.first):
             stream = self.sendable[self.first]
             sender = stream.sender
+            left = self.flight_left()
             if stream.receiver.stop_pending:
                 if not self.start_frame(STOP_SENDING, STOP_CAPACITY):
                     return False
@@ -398,7 +416,12 @@ cdef class SendPath(ReceivePath):
             elif not sender.buffer_is_empty:
                 self.put_stream(stream, sender)
             self._last_served = stream.stream_id
-            if sender._pending_eof or sender._pending.count:
+            if self.mixed:
+                if self.flight_left() == left and left < CRUMB:
+                    break
+                if (sender._pending_eof or sender._pending.count) and self.flight_left() != left:
+                    self.append_by_urgency(stream)  # else the peer gives no credit
+            elif sender._pending_eof or sender._pending.count:
                 self.sendable.append(stream)
             self.first += 1
             if self.flight_left() < SMALLEST_STREAM_FRAME:

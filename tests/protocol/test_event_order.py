@@ -28,7 +28,7 @@ class Lanes:
     def __init__(self) -> None:
         self.streams: dict[int, deque[tuple[int, str, int, int, bytes]]] = {}
 
-    def open_stream(self, bidirectional: bool) -> int:
+    def open_stream(self, bidirectional: bool, urgency: int) -> int:
         self.streams[len(self.streams)] = deque()
         return len(self.streams) - 1
 
@@ -41,7 +41,12 @@ class Lanes:
             entry = (parser.id, parser.name, parser.number, stream_id, parser.payload_bytes())
             self.streams[stream_id].append(entry)
 
+    window_left = 1 << 20
+
     def buffered(self, stream_id: int) -> int:
+        return 0
+
+    def unsent(self, stream_id: int) -> int:
         return 0
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -169,7 +172,7 @@ async def use(client: RpcClient, builder: ServerBuilder) -> None:
         reveal_type(text)
     await notes.add(5)  # wrong
     notes.delete()  # wrong
-    builder.implement(Notes, Wrong())  # wrong
+    builder.implement(Notes, Wrong())  # wrong to mypy
     numbers = client.request_stream("x", returns=int)
     async for n in numbers:
         reveal_type(n)
@@ -192,6 +195,28 @@ def test_a_type_checker_sees_the_interface(tmp_path: Path) -> None:
     assert [int(line.split(":")[0]) for line in errors] == wrong, done.stdout + done.stderr
     revealed = [line.partition('"')[2] for line in lines if "Revealed" in line]
     assert revealed == ['snippet.Notes"', 'str"', 'int"']
+
+
+@pytest.mark.skipif(find_spec("pyright") is None, reason="pyright is not installed")
+def test_pyright_sees_it_too(tmp_path: Path) -> None:
+    snippet = tmp_path / "snippet.py"
+    snippet.write_text(SNIPPET)
+    # It takes the object for a union of both classes where mypy refuses it.
+    options = ["--pythonpath", sys.executable, "--outputjson", "--project", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pyright", *options, str(snippet)],
+        capture_output=True,
+        text=True,
+        cwd=PROJECT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT), *sys.path])},
+        check=False,
+    )
+    said = json.loads(done.stdout)["generalDiagnostics"]
+    wrong = [n for n, line in enumerate(SNIPPET.split("\n"), 1) if line.endswith("# wrong")]
+    errors = [each for each in said if each["severity"] == "error"]
+    assert [each["range"]["start"]["line"] + 1 for each in errors] == wrong, done.stdout
+    revealed = [each["message"] for each in said if each["severity"] == "information"]
+    assert [text.rpartition(" is ")[2] for text in revealed] == ['"Notes"', '"str"', '"int"']
 
 
 # Introspection.

@@ -34,6 +34,7 @@ from echostream.transport.quic.credentials import load_credentials, quic_configu
 from echostream.transport.quic.hardened import HardenedConnection
 from echostream.transport.quic.logs import printable
 from echostream.transport.quic.options import QuicOptions
+from echostream.transport.quic.queue_limit import QueueLimit
 from echostream.transport.quic.tickets import decode_ticket, encode_ticket
 
 __all__ = ["QuicEngine", "client_engine"]
@@ -109,6 +110,8 @@ class QuicEngine:
         self._started = False
         self._closed = False
         self._address: Address | None = None
+        self._queue_limit: QueueLimit | None = None
+        self._datagram_bytes = 0  # in this round trip
         self._translate: dict[type, Callable[..., EngineEvent | None]] = {
             events.StreamDataReceived: self._stream_data,
             events.DatagramFrameReceived: lambda event: DatagramReceived(event.data),
@@ -179,8 +182,12 @@ class QuicEngine:
 
     def flush(self, now: float) -> list[tuple[bytes, Address]]:
         """The UDP datagrams to send now."""
+        connection = self._connection
+        limit = self._queue_limit
+        if limit is not None and limit.apply(now, connection._loss, self._datagram_bytes):
+            self._datagram_bytes = 0
         try:
-            return self._connection.datagrams_to_send(now)
+            return connection.datagrams_to_send(now)
         except Exception:
             self._broke("a flush")
             return []
@@ -252,12 +259,20 @@ class QuicEngine:
 
     # Streams
 
-    def open_stream(self, bidirectional: bool) -> int:
-        """Reserve the next stream of ours."""
+    def open_stream(self, bidirectional: bool, urgency: int | None = None) -> int:
+        """Reserve the next stream of ours. More urgent ones (0 is most) are sent first; without
+        one it comes last."""
         connection = self._connection
         stream_id = connection.get_next_available_stream_id(is_unidirectional=not bidirectional)
         connection.send_stream_data(stream_id, b"")
+        if urgency is not None:
+            connection._urgency[stream_id] = urgency
         return stream_id
+
+    def prioritize(self, stream_id: int, urgency: int) -> None:
+        """Give a stream another urgency, also one that the peer opened."""
+        if stream_id in self._connection._streams:
+            self._connection._urgency[stream_id] = urgency
 
     def send_stream(self, stream_id: int, data: bytes | bytearray | memoryview, fin: bool) -> None:
         """Append to the sending part; with ``fin`` end it. Dropped when the peer refused it."""
@@ -305,12 +320,23 @@ class QuicEngine:
         stream = self._connection._streams.get(stream_id)
         return 0 if stream is None else stream.sender._buffer_stop - stream.sender._buffer_start
 
+    def unsent(self, stream_id: int) -> int:
+        """Those of them that were never sent."""
+        stream = self._connection._streams.get(stream_id)
+        return 0 if stream is None else stream.sender._buffer_stop - stream.sender.highest_offset
+
     @property
     def buffered_total(self) -> int:
         """The same over all streams."""
         return self._connection.buffered_total
 
     # The connection
+
+    @property
+    def window_left(self) -> int:
+        """Bytes that congestion control lets leave now."""
+        loss = self._connection._loss
+        return max(loss.congestion_window - loss.bytes_in_flight, 0)
 
     def send_datagram(self, data: bytes, deadline: float | None = None) -> bool:
         """Queue one DATAGRAM; ``False`` when it is too large for the path or the peer takes
@@ -319,6 +345,7 @@ class QuicEngine:
         if len(data) > connection.max_datagram_payload or connection._close_event is not None:
             return False
         connection._datagrams.put(data, deadline)
+        self._datagram_bytes += len(data)
         return True
 
     @property
@@ -343,6 +370,11 @@ class QuicEngine:
             self._ready.append(Closed(code, reason, by_peer=False, application=True))
             connection.abandon(code, reason)
             self._closed = True
+
+    def limit_queue(self, target: float | None) -> None:
+        """Keep what waits in the path because of this side near ``target`` s; ``None``: as
+        congestion control has it."""
+        self._queue_limit = None if target is None else QueueLimit(target)
 
     def change_connection_id(self) -> None:
         """Use another connection ID of the peer, as before sending from another address (RFC

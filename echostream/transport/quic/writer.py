@@ -40,6 +40,15 @@ ACK_PING_INTERVAL = 8
 SMALLEST_STREAM_FRAME = 16
 """Less room than this in a packet is not worth a frame."""
 
+CRUMB = 32
+"""Where less is left and nothing was written, it was for want of room and not of credit."""
+
+FAIR_EVERY = 16
+"""In one flush of so many streams take turns whatever their urgency, so that none starves."""
+
+LEAST_URGENT = 256
+"""Of a stream that was given no urgency."""
+
 
 class ApplicationWriter(QuicConnection):
     """aioquic's ``_write_application``, rewritten. Frame formats and their bookkeeping stay
@@ -64,6 +73,10 @@ class ApplicationWriter(QuicConnection):
         self._datagram_lead = 0
         """Bytes that DATAGRAM frames are ahead of streams while both had something to send."""
         self._last_served = -1
+        self._urgency: dict[int, int] = {}
+        """Of streams that have one, from 0: lower ones are sent first."""
+        self._mixed = False
+        """Whether the streams of this flush are not equally urgent."""
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
@@ -137,6 +150,7 @@ class ApplicationWriter(QuicConnection):
     def _survey_streams(self) -> tuple[deque[QuicStream], list[QuicStream]]:
         """Discard what is finished. Returns the streams with something to send, beginning after
         the one that was served last, and those whose credit is to be announced."""
+        self._mixed = False
         sendable: deque[QuicStream] = deque()
         owed = []
         finished = False
@@ -163,12 +177,27 @@ class ApplicationWriter(QuicConnection):
             last = self._last_served
             ahead = next((i for i, s in enumerate(sendable) if (s.stream_id or 0) > last), 0)
             sendable.rotate(-ahead)
+            if self._urgency and self._packet_number % FAIR_EVERY:
+                sendable = deque(sorted(sendable, key=self._urgency_of))
+                most, least = self._urgency_of(sendable[0]), self._urgency_of(sendable[-1])
+                self._mixed = most != least
         return sendable, owed
+
+    def _urgency_of(self, stream: QuicStream) -> int:
+        return self._urgency.get(stream.stream_id or 0, LEAST_URGENT)
+
+    def _append_by_urgency(self, sendable: deque[QuicStream], stream: QuicStream) -> None:
+        """Put it behind those that are as urgent."""
+        urgency, at = self._urgency_of(stream), len(sendable)
+        while at and self._urgency_of(sendable[at - 1]) > urgency:
+            at -= 1
+        sendable.insert(at, stream)
 
     def _discard_stream(self, stream: QuicStream) -> None:
         stream_id = stream.stream_id
         assert stream_id is not None
         del self._streams[stream_id]
+        self._urgency.pop(stream_id, None)
         if stream_is_client_initiated(stream_id) != self._is_client:
             # The peer may open another one for it (RFC 9000, section 4.6).
             self._stream_limit(stream_id).value += 1
@@ -333,9 +362,11 @@ class ApplicationWriter(QuicConnection):
         """Fill the packet from the streams in turn; those with nothing more to send leave
         ``sendable``."""
         room = builder.remaining_flight_space
+        mixed = self._mixed
         for _ in range(len(sendable)):
             stream = sendable[0]
             sender = stream.sender
+            left = builder.remaining_flight_space
             if stream.receiver.stop_pending:
                 self._write_stop_sending_frame(builder=builder, stream=stream)
             if sender.reset_pending:
@@ -352,7 +383,14 @@ class ApplicationWriter(QuicConnection):
                 )
             assert stream.stream_id is not None
             self._last_served = stream.stream_id
-            if sender._pending_eof or len(sender._pending):
+            if mixed:
+                written = builder.remaining_flight_space != left
+                if not written and left < CRUMB:
+                    break
+                sendable.popleft()
+                if written and (sender._pending_eof or len(sender._pending)):
+                    self._append_by_urgency(sendable, stream)  # else the peer gives no credit
+            elif sender._pending_eof or len(sender._pending):
                 sendable.rotate(-1)
             else:
                 sendable.popleft()

@@ -122,6 +122,19 @@ class ForeignEngine:
     def close(self, code: int, reason: str) -> None:
         self._connection.close(error_code=code, reason_phrase=reason)
 
+    def prioritize(self, stream_id: int, urgency: int) -> None:
+        pass
+
+    @property
+    def window_left(self) -> int:
+        return self._connection._loss.congestion_window
+
+    def unsent(self, stream_id: int) -> int:
+        return 0
+
+    def limit_queue(self, target: float | None) -> None:
+        pass
+
     def change_connection_id(self) -> None:
         self._connection.change_connection_id()
 

@@ -263,6 +263,7 @@ class Script:
         self.ended: set[int] = set()
         self.number = 101
         self.hostile = seed % 4 == 0
+        self.urgent = seed % 3 > 0
         self.counts = seed % 3 > 0
         self.wrong = 0.05 if seed % 3 == 2 else 0.0
         self.ce = 0
@@ -385,6 +386,9 @@ class Script:
                 owed = sorted(twins[0].server._unconsumed.items())
                 for stream_id, count in owed:
                     yield lambda twin, i=stream_id, c=count: twin.server.consume(i, c)
+            elif kind < 0.83 and self.urgent:
+                stream_id, urgency = self.stream_id(), rng.randrange(3)
+                yield lambda twin, i=stream_id, u=urgency: twin.engine.prioritize(i, u)
             elif kind < 0.9:
                 timer = twins[0].server.get_timer()
                 if timer is not None:
