@@ -210,7 +210,7 @@ async def test_the_sync_profile_plays_at_the_capture_time_and_the_delay(delivery
         )
         receiver, playout = await opened
         (session,) = server.context.sessions
-        assert session._peer.clock._schedule.sharp
+        assert session._peer.clock._schedule._sharp
         loop = asyncio.get_running_loop()
         began, signal = round(loop.time() * 1e9), np.ones((32_000, 1), np.float32)
         heard_at: list[tuple[float, np.ndarray]] = []
@@ -238,7 +238,7 @@ async def test_the_sync_profile_plays_at_the_capture_time_and_the_delay(delivery
         assert stats.sync.received == 200
         assert stats.sync.late == stats.sync.jumps == stats.sync.early == 0
         assert stats.sync.output_latency_ns == 10_000_000
-        assert not session._peer.clock._schedule.sharp
+        assert not session._peer.clock._schedule._sharp
 
 
 @virtual
