@@ -362,12 +362,14 @@ def test_a_stream_fills_a_long_fat_path() -> None:
     """More is under way there (375 KB) than a short one ever needs."""
     path = Impairment(delay=0.015, rate=100 * MBIT, queue=500)
     got = 0
+    over = asyncio.Event()
 
     @stream_handler("up")
     async def take(session: Session, stream: StreamReceiver) -> None:
         nonlocal got
         async for piece in stream:
             got += len(piece)
+        over.set()
 
     async def main() -> float:
         server = ServerBuilder().stream_handler(take)
@@ -377,11 +379,11 @@ def test_a_stream_fills_a_long_fat_path() -> None:
             for _ in range(1000):
                 await stream.send(bytes(1 << 14))
             await stream.end()
-            while got < 1000 << 14:
-                await asyncio.sleep(0.01)
+            await over.wait()
             return asyncio.get_running_loop().time() - start
 
     took = run_virtual(main())
+    assert got == 1000 << 14
     report(f"16 MB at 100 Mbit/s and 30 ms: {took:.2f} s, {got / took / MBIT:.0f} Mbit/s")
     assert got / took > 70 * MBIT
 
