@@ -211,7 +211,7 @@ class Caller:
         if response_metadata is not None:
             trailer: list[bytes] = []
             peer.trailers[call_id] = trailer
-        peer.connection.wake()
+        peer.written()
         timer = None if left is None else loop.call_later(left, _expire, future, timeout or left)
         if max_age is not None:
             loop.call_at(expires_at, peer.drop_expired)

@@ -342,7 +342,7 @@ class Handlers:
                 _current.reset(token)
             self._call_done(call_id)
             if not self._gate.over:
-                peer.connection.wake()
+                peer.written()
 
     async def _serve_keyed(
         self,

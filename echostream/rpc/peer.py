@@ -59,6 +59,10 @@ _STOPPED: dict[int, str] = {
     Reset.TOO_LARGE: "more was unfinished than the peer's limit assembly allows",
 }
 CLOCK_SIZE = 32
+ENOUGH = 2400
+"""Bytes of calls and answers of one turn of the loop that leave before it ends: about two packets
+of a usual size. With 64 calls in flight both sides then work at the same time, 1.6 times as many a
+second; from one packet on, more sendings cost what that gains."""
 _NEVER = float("inf")
 QUEUE_TARGET_S = 0.01
 """What a connection with realtime streams may have waiting in the path: at 40 ms of round trip this
@@ -279,6 +283,16 @@ class Peer:
         elif isinstance(event, en.TicketReceived) and self.on_ticket is not None:
             self.on_ticket(event.ticket)
         self.pump()
+
+    def written(self) -> None:
+        """A call or an answer was queued: it leaves when the turn ends, or now, with what was
+        queued before it, where that is enough for the other side to begin with."""
+        if self.outbox.call_bytes < ENOUGH:
+            self.connection.wake()
+        else:
+            pumped = self._pumped
+            self.connection.hurry()
+            self._pumped = pumped  # the turn goes on
 
     def before_flush(self, now: float) -> None:
         """Write what is queued; let those go on who waited for space."""

@@ -132,6 +132,7 @@ class Connection:
         self._closed_fact: _Fact[Closed] = _Fact()
         self._finished = False
         self._turn_scheduled = False
+        self._hurried = False
         self._poll_scheduled = False
         self._draining = False
         self._reported = False
@@ -160,6 +161,20 @@ class Connection:
         if not self._turn_scheduled and not self._finished:
             self._turn_scheduled = True
             self._turns.add(self)
+
+    def hurry(self) -> None:
+        """As :meth:`wake`, for who has written a good part of what one flush sends: it leaves now,
+        so that the peer works on it while this turn goes on."""
+        self.wake()
+        if self._hurried or self._finished:
+            return
+        datagrams: list[tuple[bytes, Address]] = []
+        self.write(datagrams)
+        self._turn_scheduled = True
+        if datagrams:
+            self._send(datagrams)
+        else:
+            self._hurried = True  # it cannot leave now: not again before the turn ends
 
     def close(self, code: int = Close.OK, reason: str = "") -> None:
         """Close with an application code. The datagram that says so leaves at once, data that
@@ -270,6 +285,7 @@ class Connection:
                 self._handler.before_flush(now)
             except Exception:
                 logger.exception("the handler failed before a flush of %r", self)
+        self._hurried = False
         self._turn_scheduled = False  # only now: what before_flush wrote leaves with this flush
         try:
             made = self.engine.flush(now)
