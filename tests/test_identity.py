@@ -375,3 +375,16 @@ def test_a_damaged_certificate_gives_a_fingerprint_or_an_identity_error(
     except IdentityError:
         return
     assert len(result) == len("sha256:") + 64
+
+
+def test_a_derived_key_follows_from_secret_and_user() -> None:
+    first, again = (Identity.derived("correct horse", "ada") for _ in range(2))
+    assert first.private_key_pem == again.private_key_pem
+    assert (
+        first.fingerprint
+        == "sha256:b114d730bfffb77e89d45ef13cc005552631e636864e01ddfde8d91e40ebcd39"
+    )
+    others = [Identity.derived("correct horse", "adb"), Identity.derived("correct hors", "eada")]
+    assert len({each.fingerprint for each in [first, *others]}) == 3
+    (name,) = x509.load_pem_x509_certificate(first.certificate_pem).subject
+    assert name.value == "derived"

@@ -26,6 +26,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -50,6 +51,7 @@ __all__ = ["Identity", "fingerprint_of", "rotate"]
 _VALIDITY = timedelta(days=3650)
 _RENEW_BEFORE = timedelta(days=30)
 _CLOCK_SKEW = timedelta(days=1)  # a peer whose clock is behind takes a new certificate too
+_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 _PrivateKey: TypeAlias = (
     ec.EllipticCurvePrivateKey
@@ -63,8 +65,9 @@ _PrivateKey: TypeAlias = (
 class Identity:
     """A certificate and the private key that belongs to it, checked when it is made.
 
-    Make one with :meth:`self_signed`, :meth:`from_pem` or :meth:`ephemeral`. Immutable; whatever
-    is wrong with a file is an :class:`~echostream.errors.IdentityError` that names it.
+    Make one with :meth:`self_signed`, :meth:`from_pem`, :meth:`ephemeral` or :meth:`derived`.
+    Immutable; whatever is wrong with a file is an :class:`~echostream.errors.IdentityError` that
+    names it.
     """
 
     certificate_pem: bytes
@@ -139,6 +142,16 @@ class Identity:
         time, so no client can know it beforehand: for tests and one-off programs."""
         return _issue(name, [*_own_names(), *_general_names(names)], _new_key())
 
+    @classmethod
+    def derived(cls, secret: str, user: str) -> Identity:
+        """The identity of a ``user`` who knows ``secret``: the same key wherever it is derived, and
+        a new certificate, in which neither is named.
+
+        A server that sees the key prove itself can guess at the secret as fast as it can compute,
+        so the secret is a long random one (``secrets.token_urlsafe()``), no password of a person.
+        """
+        return _issue("derived", [], _derived_key(secret, user))
+
 
 def rotate(name: str = "default", *, directory: str | os.PathLike[str] | None = None) -> Identity:
     """Give the identity that is kept under ``name`` a new key, for which the old one vouches.
@@ -191,6 +204,14 @@ def _fingerprint(certificate: x509.Certificate) -> str:
 
 def _new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
+
+
+def _derived_key(secret: str, user: str) -> ec.EllipticCurvePrivateKey:
+    """HKDF-SHA-256 (RFC 5869), and of its 40 bytes a private key on P-256 (FIPS 186-5, A.2.1)."""
+    info = b"EchoStream key from a secret, version 1" + user.encode()
+    seed = HKDF(hashes.SHA256(), length=40, salt=None, info=info).derive(secret.encode())
+    scalar = int.from_bytes(seed, "big") % (_P256_ORDER - 1) + 1
+    return ec.derive_private_key(scalar, ec.SECP256R1())
 
 
 def _own_names() -> list[x509.GeneralName]:

@@ -15,7 +15,8 @@ from rpc_support import quic_pair, real, server_builder, session_of, virtual
 
 from echostream import (
     ConfigurationError,
-    ConnectionClosed,
+    Identity,
+    IdentityError,
     PermissionDenied,
     ResourceExhausted,
     RpcClient,
@@ -26,6 +27,7 @@ from echostream import (
     Session,
     StreamReceiver,
     StreamReset,
+    handler,
 )
 from echostream.contrib import (
     AuthPlugin,
@@ -70,27 +72,68 @@ async def test_who_knows_the_secret_comes_in() -> None:
         assert (await session_of(started)).get("auth.user") == "ada"
 
 
+@real
+async def test_the_secret_is_proved_to_the_server_that_was_verified() -> None:
+    client = RpcClient.builder().plugin(AuthPlugin("s", user="ada"))
+    async with quic_pair(server_builder().plugin(AuthPlugin("s")), client) as (started, _):
+        session = await session_of(started)
+        assert session.get("auth.user") == "ada"
+        assert session.fingerprint == Identity.derived("s", "ada").fingerprint
+
+
 @pytest.mark.parametrize(
     "client",
     [
-        RpcClient.builder(),
-        RpcClient.builder().plugin(AuthPlugin("s2", user="ada")),
-        RpcClient.builder().plugin(AuthPlugin("s1", user="eve")),
-        None,
+        RpcClient.builder,
+        lambda: RpcClient.builder().plugin(AuthPlugin("s2", user="ada")),
+        lambda: RpcClient.builder().plugin(AuthPlugin("s1", user="eve")),
+        lambda: RpcClient.builder().plugin(AuthPlugin("s1", user="\0" * 5000)),
+        lambda: RpcClient.builder().credentials(token="ada"),
+        lambda: RpcClient.builder().credentials(token="ada", identity=Identity.ephemeral()),
+        lambda: RpcClient.builder().credentials(identity=Identity.derived("s1", "ada")),
     ],
 )
 @virtual
 async def test_who_does_not_stays_out(client: Any) -> None:
-    if client is None:
+    ran: list[str] = []
 
-        async def odd(challenge: bytes) -> dict[str, Any]:
-            return {"user": 5, "proof": None}
+    async def connects(session: Session) -> None:
+        ran.append("on_connect")
 
-        client = RpcClient.builder().handler("auth.challenge", odd)
-    server = served().plugin(AuthPlugin({"ada": "s1"}))
-    async with connected_pair(server, client) as (_, connected):
-        with pytest.raises(ConnectionClosed):
-            await connected.request("add", [1])
+    server = served().plugin(AuthPlugin({"ada": "s1"})).on_connect(connects)
+    with pytest.raises(IdentityError, match=r"wants a proof|authentication failed"):
+        async with connected_pair(server, client()):
+            raise AssertionError("it came in")
+    assert ran == []
+
+
+@pytest.mark.parametrize("grants", [["secrets"], {"ada": "secrets", "bob": ["secrets", "more"]}])
+@virtual
+async def test_grants_are_those_that_handlers_require(grants: Any) -> None:
+    @handler("open", requires="secrets")
+    async def opened(session: Session) -> list[str]:
+        return sorted(session.grants)
+
+    def pair(user: str) -> Any:
+        server = served().handler(opened).plugin(AuthPlugin("s", grants=grants))
+        return connected_pair(server, RpcClient.builder().plugin(AuthPlugin("s", user=user)))
+
+    async with pair("ada") as (_, connected):
+        assert await connected.request("open") == ["secrets"]
+    async with pair("eve") as (_, connected):
+        if isinstance(grants, dict):
+            with pytest.raises(PermissionDenied, match="requires secrets"):
+                await connected.request("open")
+        else:
+            assert await connected.request("open") == ["secrets"]
+
+
+def test_one_function_authenticates() -> None:
+    async def authenticate(session: Session, credentials: Any) -> None:
+        """Takes everybody."""
+
+    with pytest.raises(ConfigurationError, match="one function"):
+        served().authenticate(authenticate).plugin(AuthPlugin("s"))
 
 
 @virtual
@@ -108,6 +151,8 @@ def test_wrong_secrets() -> None:
         AuthPlugin("")
     with pytest.raises(ConfigurationError, match="one secret_key"):
         RpcClient.builder().plugin(AuthPlugin({"a": "b"}))
+    with pytest.raises(ConfigurationError, match="grants="):
+        AuthPlugin("s", grants=[5])  # type: ignore[list-item]
 
 
 # Logging.
