@@ -95,6 +95,13 @@ async def goodput(
     return amount * 8 / seconds / 1e6
 
 
+def test_bad_paths() -> None:
+    """Each congestion controller carries something over a path that loses."""
+    for compiled, congestion in VARIANTS.values():
+        with data_path(compiled):
+            assert run_virtual(goodput(10, FAULTS["1 % lost"], congestion, 0.5, 1)) > 0.5
+
+
 def main(options: Any) -> None:
     print("| Mbit/s | path | " + " | ".join(options.variants) + " |")
     print("|--:|---|" + "--:|" * len(options.variants))

@@ -124,8 +124,8 @@ cdef class OffsetHull:
     cdef double _scale
     cdef double _excess
     cdef int64_t _seen
-    cdef double _recent, _mean_age, _upper_wait, _lower_wait
-    cdef double _upper_weight, _lower_weight, _middle
+    cdef double _recent, _upper_age, _lower_age, _upper_wait, _lower_wait
+    cdef double _upper_weight, _lower_weight
     cdef double _variance, _covariance, _rate_variance
     cdef double _anchor_rate, _anchor_deviation
     cdef int64_t _anchor_at
@@ -206,7 +206,7 @@ cdef class OffsetHull:
         self, int64_t upper_at, int64_t upper, int64_t lower_at, int64_t lower, int64_t rtt
     ) noexcept nogil:
         cdef Py_ssize_t n, dropped = 0
-        cdef double age
+        cdef double passed = 0.0
         cdef int64_t now = max(upper_at, lower_at)
         if self._seen == 0:
             self.reference = lower + (upper - lower) // 2
@@ -222,11 +222,13 @@ cdef class OffsetHull:
         self._rtt[n] = rtt
         self._seen += 1
         if self._recent > 0.0:
-            age = <double>(now - self.at)
-            self._recent *= exp(-age / MEMORY_NS)
-            self._mean_age += age
+            passed = <double>(now - self.at)
+            self._recent *= exp(-passed / MEMORY_NS)
         self._recent += 1.0
-        self._mean_age -= self._mean_age / self._recent
+        self._upper_age += passed
+        self._lower_age += passed
+        self._upper_age += (<double>(now - upper_at) - self._upper_age) / self._recent
+        self._lower_age += (<double>(now - lower_at) - self._lower_age) / self._recent
         self._excess += (<double>(rtt - self._min_rtt()) - self._excess) * max(
             EXCESS_WEIGHT, 1.0 / self._seen
         )
@@ -249,7 +251,8 @@ cdef class OffsetHull:
                 self._bound(now)
             self._seen = self._count
             self._recent = <double>self._count
-            self._mean_age = 0.5 * <double>(now - self._upper_at[0])
+            self._upper_age = _mean_age(self._upper_at, self._count, now)
+            self._lower_age = _mean_age(self._lower_at, self._count, now)
         self.at = now
         while not self._choose(now) and self._scale < SCALE_MAX:
             self._scale *= 2.0
@@ -320,24 +323,33 @@ cdef class OffsetHull:
         return True
 
     cdef Cut _weighed(self, double b) noexcept nogil:
-        """The strip of slope b, each edge with its weight; ``gap`` and ``run`` follow them."""
+        """The strip of slope b, each edge with its weight and at the mean time of its bounds;
+        ``gap`` and ``run`` follow them."""
         cdef Cut cut = _cut(&self._upper, &self._lower, b)
-        cdef double x = self._middle
-        cut.gap = self._upper_weight * (cut.top + b * x) - self._lower_weight * (cut.bottom + b * x)
-        cut.run = self._upper_weight * (cut.upper_x - x) - self._lower_weight * (cut.lower_x - x)
+        cut.gap = (
+            self._upper_weight * (cut.top - b * self._upper_age)
+            - self._lower_weight * (cut.bottom - b * self._lower_age)
+        )
+        cut.run = (
+            self._upper_weight * (cut.upper_x + self._upper_age)
+            - self._lower_weight * (cut.lower_x + self._lower_age)
+        )
         return cut
 
     cdef double _widest(
         self, double p, double q, double* rate, double* value
     ) noexcept nogil:
         """The widest strip of slope p to q, as the edges weigh: its width, slope and middle now
-        (Kelley)."""
+        (Kelley). Where the slope makes no difference, the one closest to 0."""
         cdef double b
         cdef Cut left, right, cut
         cdef int i
         left = self._weighed(p)
         right = self._weighed(q)
-        if left.run >= 0.0:
+        if left.run == 0.0 and right.run == 0.0:
+            b = max(p, min(0.0, q))
+            cut = self._weighed(b)
+        elif left.run >= 0.0:
             b = p
             cut = left
         elif right.run <= 0.0:
@@ -409,7 +421,6 @@ cdef class OffsetHull:
             return
         self._upper_weight = 1.0 / upper
         self._lower_weight = 1.0 / lower
-        self._middle = -self._mean_age
         self._widest(low, high, &best, &part)
         step = NODE_FIRST * min(upper, lower) / span
         rates[middle] = best
@@ -471,7 +482,9 @@ cdef class OffsetHull:
         self.rate_deviation = INFINITY
         if self._seen < ANCHOR_AFTER or span <= 0.0:
             return
-        self.rate_deviation = self._excess / (sqrt(<double>self._count) * span)
+        self.rate_deviation = max(self._excess, WAIT_LEAST_NS) / (
+            sqrt(<double>self._count) * span
+        )
         if self.rate_deviation <= self._anchor_deviation + self._walk(self.at - self._anchor_at):
             self._anchor_rate = self.rate
             self._anchor_deviation = self.rate_deviation
@@ -572,6 +585,14 @@ cdef class OffsetHull:
         _remove(self._lower_y, i, self._count)
         _remove(self._rtt, i, self._count)
         _remove(self._since, i + 1, self._count)
+
+
+cdef double _mean_age(const int64_t* at, Py_ssize_t count, int64_t now) noexcept nogil:
+    cdef double total = 0.0
+    cdef Py_ssize_t i
+    for i in range(count):
+        total += <double>(now - at[i])
+    return total / <double>count
 
 
 cdef inline void _remove(int64_t* values, Py_ssize_t i, Py_ssize_t left) noexcept nogil:

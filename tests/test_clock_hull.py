@@ -197,3 +197,30 @@ def test_readers_never_see_half_a_map(module: Any) -> None:
     done.set()
     thread.join()
     assert set(seen) <= {1_000, 10**9 + 1_000}
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("ppm", [-50, 0, 40])
+@pytest.mark.parametrize("delay_ms", [0, 10, 300])
+def test_without_queueing_the_estimate_is_exact(module: Any, ppm: int, delay_ms: int) -> None:
+    """However long the round trip is, also while it is longer than all that was measured.
+
+    2 ns are rounding. At first, while the smaller allowances are not tried yet, the older bounds'
+    allowance, half of it, counts too."""
+    hull = module.OffsetHull(3e-7, EXPECTED, LIMIT)
+    delay, offset = delay_ms * 10**6, 77 * SECOND
+    allowed = 0.5 * 3e-7 * (2 * delay / SECOND) ** 1.5 / 3**0.5 * SECOND
+
+    def remote(local: int) -> int:
+        return offset + local + round((local - 10**13) * ppm * 1e-6)
+
+    for number, start in enumerate(probes(20)):
+        t1 = 10**13 + start
+        t2, t4 = remote(t1 + delay), t1 + 2 * delay
+        hull.add(t1, t2 - t1 + 1, t4, t2 - t4 - 1, 2 * delay)
+        error = hull.offset(t4) - (remote(t4) - t4)
+        if number >= 3:
+            assert abs(error) <= 2 + (allowed if number < 40 else 0)
+        if number >= 40:
+            assert hull.rate == pytest.approx(ppm * 1e-6, abs=2e-9)
+            assert hull.deviation(t4) < 20.0

@@ -67,7 +67,7 @@ NODE_FIRST, NODE_GROWTH = 0.25, 2.5
 _Points = list[tuple[float, float]]
 _Clouds = tuple[_Points, _Points]
 _Cut = tuple[float, float, float, float]
-_Weights = tuple[float, float, float]
+_Weights = tuple[float, float, float, float]
 
 
 class OffsetHull:
@@ -97,7 +97,8 @@ class OffsetHull:
         self._scale = 1.0
         self._excess = 0.0
         self._seen = 0
-        self._recent = self._mean_age = 0.0
+        self._recent = 0.0
+        self._ages = (0.0, 0.0)  # mean ages of upper and lower bounds
         self._waits = (0.0, 0.0)
         self._spread = (inf, 0.0, 0.0)  # variances of offset and rate, covariance between them
         self._clouds: _Clouds = ([], [])
@@ -143,11 +144,15 @@ class OffsetHull:
         self._rtts.append(rtt)
         insort(self._since, upper_at)
         self._seen += 1
+        passed = 0
         if self._recent > 0.0:
-            self._recent *= exp(-(now - self.at) / MEMORY_NS)
-            self._mean_age += now - self.at
+            passed = now - self.at
+            self._recent *= exp(-passed / MEMORY_NS)
         self._recent += 1.0
-        self._mean_age -= self._mean_age / self._recent
+        self._ages = tuple(  # type: ignore[assignment]
+            age + passed + (now - at - age - passed) / self._recent
+            for age, at in zip(self._ages, (upper_at, lower_at), strict=True)
+        )
         weight = max(EXCESS_WEIGHT, 1.0 / self._seen)
         self._excess += ((rtt - self.min_rtt) - self._excess) * weight
         self._scale = max(1.0, self._scale * (1.0 - EXCESS_WEIGHT))
@@ -163,7 +168,10 @@ class OffsetHull:
                 self._bound(now)
             self._seen = len(self._rtts)
             self._recent = float(self._seen)
-            self._mean_age = 0.5 * (now - self._uppers[0][0])
+            self._ages = tuple(  # type: ignore[assignment]
+                sum(now - at for at, _ in points) / self._recent
+                for points in (self._uppers, self._lowers)
+            )
         while not self._choose(now) and self._scale < SCALE_MAX:
             self._scale *= 2.0
             self._bound(now)
@@ -249,12 +257,15 @@ class OffsetHull:
         return True
 
     def _widest(
-        self, clouds: _Clouds, p: float, q: float, weights: _Weights = (1.0, 1.0, 0.0)
+        self, clouds: _Clouds, p: float, q: float, weights: _Weights
     ) -> tuple[float, float, float]:
         """The widest strip of slope p to q, as the edges weigh: its width, slope and middle now
-        (Kelley)."""
+        (Kelley). Where the slope makes no difference, the one closest to 0."""
         left, right = _cut(clouds, p, weights), _cut(clouds, q, weights)
-        if left[1] >= 0.0:
+        if left[1] == 0.0 == right[1]:
+            b = max(p, min(0.0, q))
+            cut = _cut(clouds, b, weights)
+        elif left[1] >= 0.0:
             b, cut = p, left
         elif right[1] <= 0.0:
             b, cut = q, right
@@ -280,7 +291,9 @@ class OffsetHull:
         level = self._level
         low, high = self._credible(now)
         clouds = self._points(0, SHARE[0], now)
-        gap, self.rate, self.estimate = self._widest(clouds, low, high)
+        upper_age, lower_age = self._ages
+        weights = (1.0, 1.0, -upper_age, -lower_age)
+        gap, self.rate, self.estimate = self._widest(clouds, low, high, weights)
         least = self.min_rtt
         steady = gap >= least - SUSPECT * self._excess
         need = max(0.0, min(gap, least) - LOSS * self._excess)
@@ -288,7 +301,7 @@ class OffsetHull:
             level += 1
         while level > 0:
             relaxed = self._points(0, SHARE[level], now)
-            gap, rate, value = self._widest(relaxed, low, high)
+            gap, rate, value = self._widest(relaxed, low, high, weights)
             if gap >= need:
                 self.rate, self.estimate = rate, value
                 clouds = relaxed
@@ -307,7 +320,7 @@ class OffsetHull:
         if self._seen < AVERAGE_AFTER or span <= 0:
             return
         upper, lower = (max(wait, WAIT_LEAST_NS) / self._recent for wait in self._waits)
-        weights = (1.0 / upper, 1.0 / lower, -self._mean_age)
+        weights = (1.0 / upper, 1.0 / lower, -self._ages[0], -self._ages[1])
         _, best, _ = self._widest(clouds, low, high, weights)
         rates, step = [best], NODE_FIRST * min(upper, lower) / span
         for _ in range(NODES // 2):
@@ -364,7 +377,7 @@ class OffsetHull:
         if self._seen < ANCHOR_AFTER or span <= 0:
             self.rate_deviation = inf
             return
-        self.rate_deviation = self._excess / (sqrt(len(self._rtts)) * span)
+        self.rate_deviation = max(self._excess, WAIT_LEAST_NS) / (sqrt(len(self._rtts)) * span)
         aged = self._anchor_deviation + self._walk(self.at - self._anchor_at)
         if self.rate_deviation <= aged:
             self._anchor_rate = self.rate
@@ -433,11 +446,12 @@ class OffsetHull:
         self._rtts[i : i + 2] = [min(self._rtts[i : i + 2])]
 
 
-def _cut(clouds: _Clouds, b: float, weights: _Weights = (1.0, 1.0, 0.0)) -> _Cut:
-    """The widest strip of slope ``b``, its upper and lower edge weighed: the width, its change with
-    ``-b``, both edges. ``weights[2]``: where the edges' values count, for all slopes."""
+def _cut(clouds: _Clouds, b: float, weights: _Weights = (1.0, 1.0, 0.0, 0.0)) -> _Cut:
+    """The widest strip of slope ``b``: its width, the change of that with ``-b``, both edges now.
+    Each edge has a weight, and a time at which its value counts: the mean time of its bounds, so
+    that the width is what all of them together say."""
     top, upper_x = min((y - b * x, x) for x, y in clouds[0])
     bottom, lower_x = max((y - b * x, -x) for x, y in clouds[1])
-    upper, lower, x = weights
-    gap = upper * (top + b * x) - lower * (bottom + b * x)
-    return gap, upper * (upper_x - x) - lower * (-lower_x - x), top, bottom
+    upper, lower, x, y = weights
+    gap = upper * (top + b * x) - lower * (bottom + b * y)
+    return gap, upper * (upper_x - x) - lower * (-lower_x - y), top, bottom

@@ -319,9 +319,11 @@ class Peer:
 
     def _limit_queue(self) -> None:
         """While a realtime stream is open, either way, bulk may not fill the path's buffers."""
-        wanted = any(sender.realtime for sender in self.senders.values()) or any(
-            receiver.realtime for receiver in self.receivers.values()
-        )
+        wanted = False
+        for sender in self.senders.values():
+            wanted = wanted or sender.realtime
+        for receiver in self.receivers.values():
+            wanted = wanted or receiver.realtime
         if wanted != self._queue_limited:
             self._queue_limited = wanted
             self.connection.engine.limit_queue(QUEUE_TARGET_S if wanted else None)

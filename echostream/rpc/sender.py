@@ -42,8 +42,10 @@ __all__ = ["SenderStatistics", "StreamBuilder", "StreamSender"]
 Sendable: TypeAlias = bytes | bytearray | memoryview | NDArray[Any] | AudioFrame
 
 SEND_HIGH = 256 * 1024
-"""Unacknowledged bytes of one reliable stream above which ``send`` waits."""
-SEND_LOW = 128 * 1024
+"""Unacknowledged bytes of one reliable stream above which ``send`` may wait: where the congestion
+window holds more than half of it, as many as two windows, up to :data:`SEND_MOST`."""
+SEND_MOST = 1024 * 1024
+"""The most: a stream's window of flow control."""
 MEDIA_HEADER = 32
 MAX_EPOCH = 0xFFFF
 _MASK32 = 0xFFFFFFFF
@@ -250,9 +252,9 @@ class StreamSender:
         """Send one item: bytes on a stream without a format, else an array ``(frames, channels)``
         of the stream's sample type, or an ``AudioFrame``.
 
-        Reliable: waits while the peer does not read (at most 256 KiB are on their way). Realtime:
-        does not wait for the network; arrays longer than a packet are split. With a codec, what
-        does not fill a packet waits for more.
+        Reliable: waits while the peer does not read (256 KiB to 1 MiB are on their way, by the
+        congestion window). Realtime: does not wait for the network; arrays longer than a packet
+        are split. With a codec, what does not fill a packet waits for more.
 
         Raises ``StreamReset`` when the other side stopped the stream, ``ConnectionClosed``,
         ``InvalidPayload`` for an item of the wrong kind, ``ResourceExhausted`` for one that is too
@@ -360,11 +362,22 @@ class StreamSender:
             self._check()
             return
         while not self._done and self._peer.connection.engine.buffered(self.stream_id) > SEND_HIGH:
-            await self._peer.room.wait_stream(self.stream_id, SEND_LOW)
+            if not await self._wait_sent():
+                break
             self._check()
         if not self._done and self._peer.sending.refuses:
             await self._peer.room.wait_share()
             self._check()
+
+    async def _wait_sent(self) -> bool:
+        """Wait until half of what may be on its way is acknowledged; ``False``: it is not too much.
+        A long fat path has more under way than :data:`SEND_HIGH`."""
+        engine = self._peer.connection.engine
+        most = min(max(2 * engine.info().congestion_window, SEND_HIGH), SEND_MOST)
+        if engine.buffered(self.stream_id) <= most:
+            return False
+        await self._peer.room.wait_stream(self.stream_id, most // 2)
+        return True
 
     def _samples(
         self, frame: Sendable, format: AudioFormat, capture_ts: int | None

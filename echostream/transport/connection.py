@@ -261,6 +261,7 @@ class Connection:
 
     def poll(self) -> None:
         """:meth:`drain` on the loop's next turn: for an engine that got something by itself."""
+        self.received_at = self.clock()  # a flush before that turn may hand it on already
         if not self._poll_scheduled and not self._finished:
             self._poll_scheduled = True
             self._loop.call_soon(self._poll, context=self._context)
@@ -309,7 +310,6 @@ class Connection:
 
     def _poll(self) -> None:
         self._poll_scheduled = False
-        self.received_at = self.clock()
         self.drain()
 
     def _drain(self) -> None:

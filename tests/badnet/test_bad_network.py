@@ -358,6 +358,36 @@ def test_calls_and_streams_survive_a_path_that_shrinks() -> None:
 # --- slow readers and full paths ---
 
 
+def test_a_stream_fills_a_long_fat_path() -> None:
+    """More is under way there (375 KB) than a short one ever needs."""
+    path = Impairment(delay=0.015, rate=100 * MBIT, queue=500)
+    got = 0
+    over = asyncio.Event()
+
+    @stream_handler("up")
+    async def take(session: Session, stream: StreamReceiver) -> None:
+        nonlocal got
+        async for piece in stream:
+            got += len(piece)
+        over.set()
+
+    async def main() -> float:
+        server = ServerBuilder().stream_handler(take)
+        async with quic_pair(server, up=path, down=path) as (_, client):
+            stream = await client.create_stream("up")
+            start = asyncio.get_running_loop().time()
+            for _ in range(1000):
+                await stream.send(bytes(1 << 14))
+            await stream.end()
+            await over.wait()
+            return asyncio.get_running_loop().time() - start
+
+    took = run_virtual(main())
+    assert got == 1000 << 14
+    report(f"16 MB at 100 Mbit/s and 30 ms: {took:.2f} s, {got / took / MBIT:.0f} Mbit/s")
+    assert got / took > 70 * MBIT
+
+
 def test_a_slow_reader_holds_the_sender_and_memory_is_bounded() -> None:
     """Rows 6 and 7, a reliable stream to a reader that sleeps, and a path of 1 Mbit/s."""
     size = sized(4 << 20, 1 << 30)

@@ -39,14 +39,14 @@ def ramp(first: int, count: int) -> np.ndarray:
 
 class Player:
     """One client: its clock is ``ahead`` by seconds and gains ``ppm``, its sound card ``card_ppm``;
-    ``latency`` (s) passes in the card, which the player knows of."""
+    ``latency`` (s, by that clock) passes in the card, which the player knows of."""
 
     def __init__(
         self, group: str, ppm: float, card_ppm: float, ahead: float = 0.0, latency: float = 0.0
     ) -> None:
         self._ppm, self._ahead = ppm, ahead
         self._period = SECOND / RATE / (1.0 + card_ppm * 1e-6)
-        self._latency = latency
+        self._latency_ns = latency * SECOND / (1.0 + ppm * 1e-6)
         self.begin = 0
         self.heard: list[np.ndarray] = []
         self.cues: list[tuple[int, object]] = []
@@ -83,13 +83,12 @@ class Player:
     def errors(self, due_of_0: int, times: np.ndarray) -> np.ndarray:
         """How much too late (ns) it played at true times; NaN where that cannot be said."""
         samples = np.array(self.heard)  # (blocks, BLOCK)
-        block = ((times - self.begin - self._latency * SECOND) / (BLOCK * self._period)).astype(int)
-        inside = (block >= 0) & (block < len(samples))
+        block, inside = self._blocks(times)
         result = np.full(len(times), np.nan)
         chosen = samples[block[inside]]
         true = (
             self.begin
-            + self._latency * SECOND
+            + self._latency_ns
             + (block[inside, None] * BLOCK + np.arange(BLOCK)) * self._period
         )
         number = (chosen + 0.5) * RAMP
@@ -99,6 +98,18 @@ class Player:
         clean = ((place > 300) & (place < RAMP - 300)).all(axis=1) & (np.ptp(error, axis=1) < 5e3)
         result[inside] = np.where(clean, np.median(error, axis=1), np.nan)
         return result
+
+    def error_bounds(self, times: np.ndarray) -> np.ndarray:
+        """What it said then that its errors are at most (ns); NaN where it did not play."""
+        block, inside = self._blocks(times)
+        result = np.full(len(times), np.nan)
+        result[inside] = np.array(self.bounds)[block[inside]]
+        return result
+
+    def _blocks(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which block was heard at true times, and whether there was one."""
+        block = ((times - self.begin - self._latency_ns) / (BLOCK * self._period)).astype(int)
+        return block, (block >= 0) & (block < len(self.heard))
 
 
 def cast(count: int, group: str = "music", seed: int = 1) -> list[Player]:

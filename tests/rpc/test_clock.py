@@ -17,6 +17,7 @@ from echostream import (
     ConnectionClosed,
     RpcClient,
     RpcServer,
+    StreamReceiver,
     handler,
 )
 from echostream.protocol.frames import (
@@ -224,3 +225,30 @@ def test_bound_covers_the_true_offset_between_processes() -> None:
         check=True,
     )
     assert "uncovered 0 of" in done.stdout
+
+
+@pytest.mark.parametrize("seed", range(6))
+@virtual
+async def test_queueing_one_way_only_is_no_change_of_the_clock(seed: int) -> None:
+    """What the other way delivers at once must bear the time at which it came."""
+    path = Impairment(delay=0.02, jitter=0.03)  # one packet in six is not delayed at all
+    builder = RpcServer.builder().stream_handler("s", _swallow)
+    async with connected_pair(builder, up=path, seed=seed) as (server, client):
+        session = await session_of(server)
+        for peer in (session, client):
+            await peer.clock.wait_synchronized(timeout=5.0)
+        stream = await client.create_stream("s", delivery="realtime", time_sync=True)
+        for number in range(100):
+            await asyncio.sleep(0.01)
+            await stream.send(b"%d" % number)
+        for peer in (client, session):
+            seen = peer.clock.statistics()
+            assert seen.accepted > 20
+            assert seen.changes == seen.refused_rtt == 0
+            low, high = peer.clock._hull.interval(peer.clock._hull.at)
+            assert low <= 0 <= high
+
+
+async def _swallow(stream: StreamReceiver) -> None:
+    async for _ in stream:
+        pass

@@ -10,11 +10,14 @@ import pytest
 from rpc_support import session_of, virtual
 
 from echostream import AudioFormat, RpcClient, RpcServer, Session, StreamReceiver
+from echostream.media.clock import SHARP_NS
 from echostream.testing import Impairment, QuicNetwork
 
 FORMAT = AudioFormat(16_000, 1, sample_type="int16")
 PACKET_S = 0.02
 PACKET = np.zeros((320, 1), np.int16)
+SPREAD = 10
+"""By so many of 2,000 packets two runs differ anyway: what QUIC draws is not seeded."""
 PATH = Impairment(delay=0.005, tail=0.0002)
 
 
@@ -75,11 +78,11 @@ async def measure(directions: int, clock: bool, sharp: bool, seconds: float = 20
 async def test_no_packet_is_spent_where_media_flow_both_ways(sharp: bool) -> None:
     without, riding = await measure(2, False, sharp), await measure(2, True, sharp)
     assert riding.exchanges > 20
-    assert riding.packets - without.packets <= 0.25 * riding.exchanges
+    assert riding.packets - without.packets <= 0.25 * riding.exchanges + SPREAD
     silent = await measure(0, True, sharp)
     assert silent.exchanges > 20
     assert riding.exchanges >= 0.7 * silent.exchanges
-    assert riding.error <= 2 * silent.error + 5_000
+    assert riding.error <= max(2 * silent.error, 5 * SHARP_NS)  # that many standard deviations
     assert riding.error <= riding.bound
 
 

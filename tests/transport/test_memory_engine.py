@@ -445,6 +445,33 @@ def test_it_runs_on_a_real_loop_too():
     asyncio.run(main())
 
 
+def test_what_a_flush_finds_came_just_now():
+    """The receiving side's own flush, later in the turn, may be the first to hand it on."""
+    ages = []
+
+    class Watch(Echo):
+        def engine_event(self, event):
+            if type(event) is DatagramReceived:
+                ages.append(asyncio.get_running_loop().time() - self.connection.received_at)
+
+    async def main():
+        client, server = memory_pair()
+        client.attach(Watch(client))
+        server.attach(Watch(server))
+        await client.wait_connected()
+        for ends in ((server, client), (client, server)) * 2:
+            await asyncio.sleep(1.0)
+            for end in ends:  # the first one's flush comes first
+                end.engine.send_datagram(b"at once")
+                end.wake()
+        await asyncio.sleep(1.0)
+        client.close()
+        await client.wait_closed()
+        assert ages == [0.0] * 8
+
+    run_virtual(main(), limit=600)
+
+
 def test_stream_ids_are_those_of_quic():
     pair = Pair()
     ids = [

@@ -184,7 +184,10 @@ class QuicEngine:
         """The UDP datagrams to send now."""
         connection = self._connection
         limit = self._queue_limit
-        if limit is not None and limit.apply(now, connection._loss, self._datagram_bytes):
+        if limit is not None and (
+            not connection.buffered_total  # nothing that could fill a queue
+            or limit.apply(now, connection._loss, self._datagram_bytes)
+        ):
             self._datagram_bytes = 0
         try:
             return connection.datagrams_to_send(now)
