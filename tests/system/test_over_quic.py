@@ -26,7 +26,7 @@ async def test_calls_pass_streams_and_events_that_nobody_takes() -> None:
         await gate.wait()
         async for item in stream:
             got += len(item)
-            if got == 11 * 2_000_000:
+            if got == 11 * 4_000_000:
                 all_read.set()
 
     async def note(value: bytes) -> None:
@@ -38,7 +38,7 @@ async def test_calls_pass_streams_and_events_that_nobody_takes() -> None:
 
         async def push(stream: Any) -> None:
             nonlocal sent
-            for _ in range(40):
+            for _ in range(80):  # twice what both sides hold
                 await stream.send(bytes(50_000))
                 sent += 50_000
             await stream.end()
