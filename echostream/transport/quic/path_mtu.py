@@ -21,7 +21,7 @@ ETHERNET = 1452
 RAISE_AFTER = 600.0
 """Seconds until larger sizes are tried again (RFC 8899, section 5.1.1)."""
 
-FIRST_RETRY = 1.0
+FIRST_RETRY = 0.1
 """Seconds until a path is asked again whether it is fast; then ten times as long each time."""
 
 COOL_DOWN = 60.0
