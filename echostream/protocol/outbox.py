@@ -287,7 +287,11 @@ class Outbox:
         if self._streams:
             self._write_stream_control()
         room = min(self._carrier.window_left, MOST_AHEAD) + AHEAD
-        if not self.event_bytes and 2 * self.call_bytes < min(room, OWN_STREAM_SIZE):
+        if (
+            not self.event_bytes
+            and 2 * self.call_bytes < min(room, OWN_STREAM_SIZE)
+            and self._has_free_lane()
+        ):
             self._write_few(now)
             return
         events = self._events if self.event_bytes and not self.events_held else {}
@@ -350,6 +354,12 @@ class Outbox:
             if lane < 0 or not unsent(lane):
                 return turn % CALL_LANES
         return self._turn % CALL_LANES
+
+    def _has_free_lane(self) -> bool:
+        """Whether nothing waits on the next lane: what the peer gives no credit for shall wait
+        here, where it counts."""
+        lane = self._call_lanes[self._next_lane()]
+        return lane < 0 or not self._carrier.unsent(lane)
 
     def _write_large(self, room: int, now: float) -> None:
         """Begin large calls, the next one when there is room for more than what is left of those

@@ -94,7 +94,9 @@ class Router:
         for datagram in datagrams:
             data, address = datagram
             connection_id = destination_connection_id(data)
-            if connection_id is None:
+            if connection_id is None or not address[1]:
+                # Nothing can be sent to port 0: the system calls it invalid, which the sockets take
+                # for a sign that it does not know trains or marks.
                 self.malformed += 1
                 continue
             connection = routes.get(connection_id)

@@ -182,7 +182,7 @@ cdef class RecoveryState:
                 self._rtt_min - self._rtt_latest
             )
             self._rtt_smoothed = 0.875 * self._rtt_smoothed + 0.125 * self._rtt_latest
-        control.measured(now, rtt)
+        control.measured(now, min(rtt, self._rtt_latest))  # without the peer's delay
         (<Pacer?>self._pacer).set_rate(control.congestion_window, self._rtt_smoothed)
         return 0
 

@@ -40,6 +40,10 @@ class Westwood(RenoCongestionControl):
         self._rtt = 0.0
         self._rtt_min = math.inf
         self._rtt_min_at = 0.0
+        self.ack_delay = 0.0
+        """How long the peer says that it held the acknowledgement back which comes next."""
+        self.path_rtt_min = math.inf
+        """The smallest round trip before it."""
 
     def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:
         """``packet`` was acknowledged."""
@@ -72,6 +76,9 @@ class Westwood(RenoCongestionControl):
 
     def on_rtt_measurement(self, *, now: float, rtt: float) -> None:
         """A round trip took ``rtt``."""
+        latest = max(rtt, 0.001)  # as recovery has it: what the peer waited is no queue
+        if latest > min(self.path_rtt_min, latest) + self.ack_delay:
+            rtt = min(rtt, latest - self.ack_delay)
         super().on_rtt_measurement(now=now, rtt=rtt)
         self._rtt = rtt
         if rtt <= self._rtt_min:

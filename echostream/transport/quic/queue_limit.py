@@ -34,6 +34,8 @@ class QueueLimit:
         self._base_at = 0.0
         self._probing = 0
         self._before = inf  # the window when that began
+        self._reduced = 0  # that of the congestion controller then
+        self._ssthresh: int | None = None  # and its threshold: losses change it
         self._low = inf
         self._most = 0
         self._round_end = 0.0
@@ -64,7 +66,8 @@ class QueueLimit:
             if not self._probing:
                 self._base, self._base_at = low, now
                 self._window = self._before
-                control.congestion_window = max(control.congestion_window, int(self._before))
+                if control.ssthresh == self._ssthresh:  # else packets were lost meanwhile
+                    control.congestion_window = max(control.congestion_window, self._reduced)
             return
         if low <= self._base * 1.02:
             self._base, self._base_at = min(low, self._base), now
@@ -77,4 +80,6 @@ class QueueLimit:
         if now - self._base_at > BASE_AGE_S:
             self._probing = 2
             self._before = self._window
+            self._reduced = min(control.congestion_window, int(self._before))
+            self._ssthresh = control.ssthresh
             self._window = max(self._window / 2, 4 * control._max_datagram_size + reserved)

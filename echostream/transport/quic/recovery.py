@@ -209,6 +209,9 @@ class AdaptiveRecovery(EcnValidation):
     ) -> None:
         self._check_ack(ack_rangeset, now, space)
         self._ecn_unweighed = self._ecn_subject(ack_rangeset, space) if self.ecn_marks else None
+        if isinstance(self._cc, Westwood):
+            self._cc.ack_delay = min(ack_delay, self.max_ack_delay)
+            self._cc.path_rtt_min = self._rtt_min
         super().on_ack_received(
             ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space
         )
@@ -370,8 +373,10 @@ _NOT_OF_AN_EVENT = frozenset(
         "_rtt_min",
         "_rtt_min_at",
         "_rtt_monitor",
+        "ack_delay",
         "bytes_in_flight",
         "last_ack",
+        "path_rtt_min",
         "rtt",
     }
 )
