@@ -24,6 +24,9 @@ TESTING_TIMEOUTS, CAPABLE_TIMEOUTS = 2, 3
 """Probe timeouts in a row after which it may be the marks that the path does not let through: where
 none has come through yet, and where some have."""
 
+MARKED_LEAVES = 0.85
+"""Of the window, at most, where a packet was marked (RFC 8511 has 0.8 for New Reno, 0.85 for CUBIC)."""
+
 NEVER = 1 << 62
 """A packet number that is not reached."""
 
@@ -58,6 +61,7 @@ class EcnValidation(QuicPacketRecovery):
         self.ack_counts: EcnCounts | None = None
         """Of the ACK frame that is being handled, where it has them."""
         self._ecn_unweighed: tuple[int, float] | None = None
+        self._ecn_shrunk_at = 0.0
 
     @property
     def ecn_state(self) -> str:
@@ -119,8 +123,16 @@ class EcnValidation(QuicPacketRecovery):
             self._congestion_experienced(sent_time, now)
 
     def _congestion_experienced(self, sent_time: float, now: float) -> None:
-        """RFC 9002, section 7.3.2: as a loss of a packet sent then, once per round trip."""
-        self._cc.on_packets_lost(now=now, packets=[_Marked(sent_time)])  # type: ignore[list-item]
+        """RFC 9002, section 7.3.2: as a loss of a packet sent then, once per round trip. No radio
+        sets marks: whatever the controller makes of a loss, the window shrinks (RFC 8511)."""
+        control = self._cc
+        before = control.congestion_window
+        control.on_packets_lost(now=now, packets=[_Marked(sent_time)])  # type: ignore[list-item]
+        if sent_time > self._ecn_shrunk_at:
+            self._ecn_shrunk_at = now
+            most = max(int(before * MARKED_LEAVES), 2 * control._max_datagram_size)  # type: ignore[attr-defined]
+            if control.congestion_window > most:
+                control.congestion_window = control.ssthresh = most
         self._pacer.update_rate(
             congestion_window=self._cc.congestion_window, smoothed_rtt=self._rtt_smoothed
         )
