@@ -369,3 +369,32 @@ async def test_handlers_without_a_connection_are_few_and_end_with_the_server() -
     await asyncio.sleep(0.1)
     await answers.close()
     assert ended[-1] == "again"
+
+
+@virtual
+async def test_handlers_without_a_connection_are_few_for_all_clients_together() -> None:
+    """Without a key of its own, each connection is another client."""
+    answers = KeyedAnswers()
+    ended: list[int] = []
+
+    async def ask(scope: int) -> Answer:
+        async def run() -> Answer:
+            try:
+                await asyncio.sleep(3600.0)
+            finally:
+                ended.append(scope)
+            return Answer(0)
+
+        return await answers.answer(scope, "1", b"", None, run, limit=None, lost=lambda: True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keyed, "MAX_ALL_ORPHANS", 5)
+        for scope in [0, 0, 0, 1, 2, 3, 4, 5, 6]:  # one that comes back counts once
+            call = asyncio.create_task(ask(scope))
+            await asyncio.sleep(0.1)
+            call.cancel()
+            await asyncio.sleep(0.1)
+        assert ended == [5, 6]
+    await answers.close()
+    assert answers._all_orphans == 0
+    assert answers._orphans == {}
