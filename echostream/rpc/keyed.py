@@ -258,7 +258,7 @@ class KeyedAnswers:
 
     def _expire(self, now: float) -> None:
         """Forget what is too old, and what is too much."""
-        while self._kept:
+        for _ in range(len(self._kept)):  # each is looked at once: all may run still
             name, kept = next(iter(self._kept.items()))
             expired = kept.since <= now - KEPT_S
             if not expired and len(self._kept) <= KEPT and self._bytes <= KEPT_BYTES:
@@ -266,8 +266,6 @@ class KeyedAnswers:
             if kept.task is not None:  # it runs still: it is the newest again
                 kept.since = now
                 self._kept.move_to_end(name)
-                if all(each.task is not None for each in self._kept.values()):
-                    return
                 continue
             del self._kept[name]
             self._bytes -= kept.size

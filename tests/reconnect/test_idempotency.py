@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from typing import Any
 
@@ -398,3 +399,31 @@ async def test_handlers_without_a_connection_are_few_for_all_clients_together() 
     await answers.close()
     assert answers._all_orphans == 0
     assert answers._orphans == {}
+
+
+@virtual
+async def test_what_runs_still_costs_little_to_pass_over() -> None:
+    answers = KeyedAnswers()
+    ran: list[str] = []
+    quick = answering(answers, ran)
+
+    async def forever() -> Answer:
+        await asyncio.sleep(3600.0)
+        return Answer(0)
+
+    waiting = [
+        asyncio.create_task(
+            answers.answer("other", str(each), b"", None, forever, limit=3600.0, lost=lambda: False)
+        )
+        for each in range(3000)
+    ]
+    await asyncio.sleep(0.1)
+    await quick("first")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keyed, "KEPT", 3000)
+        began = time.process_time()
+        await quick("second")
+        assert time.process_time() - began < 0.05, "quadratic"
+    assert len(answers) == 3001
+    await answers.close()
+    await asyncio.gather(*waiting)
