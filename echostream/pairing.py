@@ -86,6 +86,7 @@ class Pairing(ServerPlugin):
         self._name = _own_name(name)
         self._known = KnownClients(known_clients)
         self._attempt: tuple[Session, CodeExchange, str] | None = None
+        self._writing: asyncio.Task[bool] | None = None
         self._server: RpcServer | None = None
         self._done: asyncio.Future[Paired] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -176,7 +177,8 @@ class Pairing(ServerPlugin):
 
     async def _confirm(self, session: Session, proof: bytes) -> bytes:
         """The client's proof; it is answered with ours where it is right."""
-        if self._attempt is None or self._attempt[0] is not session or self._outcome.done():
+        under_way = self._attempt is not None and self._writing is None and not self._outcome.done()
+        if self._attempt is None or self._attempt[0] is not session or not under_way:
             raise PermissionDenied("no pairing is under way with this client")
         _, exchange, name = self._attempt
         try:
@@ -186,18 +188,24 @@ class Pairing(ServerPlugin):
             raise PermissionDenied(str(error)) from None
         assert session.fingerprint is not None
         paired = Paired(session.fingerprint, name, session.peer_addr)
-        try:
-            await asyncio.to_thread(self._known.record, name, paired.fingerprint)
-        except IdentityError as error:
-            self._fail(str(error))
-            raise PermissionDenied("the other side cannot write down who this client is") from None
-        self._cancel_timer()
-        if not self._outcome.done():
-            self._outcome.set_result(paired)
+        self._cancel_timer()  # what is written down now has not failed, also if the client leaves
+        self._writing = asyncio.get_running_loop().create_task(self._write(paired))
+        if not await asyncio.shield(self._writing):
+            raise PermissionDenied("the other side cannot write down who this client is")
         return exchange.proof(self._name.encode())
 
+    async def _write(self, paired: Paired) -> bool:
+        try:
+            await asyncio.to_thread(self._known.record, paired.name, paired.fingerprint)
+        except Exception as error:
+            self._fail(str(error))
+            return False
+        if not self._outcome.done():
+            self._outcome.set_result(paired)
+        return True
+
     async def _left(self, session: Session) -> None:
-        if self._attempt is not None and self._attempt[0] is session:
+        if self._attempt is not None and self._attempt[0] is session and self._writing is None:
             self._fail(
                 "the client left in the middle of the pairing: it refused this side, or died"
             )
@@ -272,7 +280,12 @@ def paired_clients(
 
     async def authorize(session: Session, credentials: Credentials) -> tuple[str, ...]:
         shown = credentials.fingerprint
-        if shown is None or await asyncio.to_thread(known.name_of, shown) is None:
+        try:
+            name = None if shown is None else await asyncio.to_thread(known.name_of, shown)
+        except IdentityError as error:  # names a file and a line, for this side only
+            logger.error("no paired client can connect: %s", error)
+            raise PermissionDenied("this server cannot tell which clients are paired") from None
+        if name is None:
             raise PermissionDenied(
                 "this client is not paired with this server: echostream identity pair"
             )

@@ -17,7 +17,8 @@ STREAM_JOURNAL_BYTES = 1024 * 1024
 """Of items that were sent and not read, with :data:`ITEM_OVERHEAD` each; above it, senders wait."""
 ITEM_OVERHEAD = 256
 MAX_PLACES = 256
-"""Streams of one session whose place is remembered; the oldest give way."""
+"""Streams of one session whose place is remembered; those that have ended give way, then the
+oldest."""
 
 
 class Item(NamedTuple):
@@ -91,5 +92,6 @@ class Places:
         place = self._places.setdefault(name, Place())
         self._places.move_to_end(name)
         if len(self._places) > MAX_PLACES:
-            self._places.popitem(last=False)
+            ended = (key for key, each in self._places.items() if each.ended)
+            del self._places[next(ended, next(iter(self._places)))]
         return place

@@ -366,11 +366,16 @@ class EventSessions:
                     await asyncio.shield(self._coming.setdefault(token, loop.create_future()))
         except TimeoutError:
             raise ConnectionClosed(f"the client did not come back within {KEPT_S:g} s") from None
+        finally:
+            self._wake(token)  # others look again, and wait on
         raise ConnectionClosed("the server stops")
 
     def came(self, peer: Peer) -> None:
         """A client is back, and both sides know where to go on."""
-        coming = self._coming.pop(peer.events.token or b"", None)
+        self._wake(peer.events.token or b"")
+
+    def _wake(self, token: bytes) -> None:
+        coming = self._coming.pop(token, None)
         if coming is not None:
             coming.set_result(None)
 

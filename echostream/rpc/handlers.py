@@ -364,7 +364,7 @@ class Handlers:
             limit=call.time_remaining,
             lost=lambda: self._gate.over,
         )
-        if peer.outbox.call_bytes > QUEUE_HIGH:
+        if peer.outbox.call_bytes > QUEUE_HIGH or peer.budget.tight:
             await peer.room.wait_call()
         if answer.status != Status.OK:
             status, payload, metadata, text = answer

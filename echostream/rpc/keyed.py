@@ -57,6 +57,8 @@ MAX_ANSWER = 1024 * 1024
 ENTRY_OVERHEAD = 512
 MAX_ORPHANS = 256
 """Handlers of one client that go on though its connection is over."""
+MAX_ALL_ORPHANS = 4096
+"""The same for all clients together, because anybody can be many: further ones are cancelled."""
 SLACK_S = 10.0
 """How long a call may have been on its way that was made again."""
 
@@ -114,7 +116,7 @@ def digest(method: str, payload: bytes) -> bytes:
 
 
 class _Kept:
-    __slots__ = ("answer", "digest", "scope", "since", "size", "task", "waiters")
+    __slots__ = ("answer", "digest", "orphan", "scope", "since", "size", "task", "waiters")
 
     def __init__(self, scope: object, digest: bytes, since: float) -> None:
         self.scope = scope
@@ -123,6 +125,7 @@ class _Kept:
         self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[Answer] | None = None
         self.waiters = 0
+        self.orphan = False
         self.size = ENTRY_OVERHEAD
 
 
@@ -136,6 +139,7 @@ class KeyedAnswers:
         self._bytes = 0
         self._forgotten = float("-inf")  # when the newest entry came that had to give way
         self._orphans: dict[object, int] = {}
+        self._all_orphans = 0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -179,12 +183,9 @@ class KeyedAnswers:
         try:
             return await asyncio.shield(kept.answer)
         except asyncio.CancelledError:
-            if kept.waiters == 1 and kept.task is not None:
-                if lost():
-                    self._orphans[scope] = self._orphans.get(scope, 0) + 1
-                    kept.task.add_done_callback(lambda _: self._less_orphans(scope))
-                else:
-                    kept.task.cancel()
+            task = kept.task if kept.waiters == 1 else None
+            if task is not None and not (lost() and self._leave(kept, task)):
+                task.cancel()
             raise
         finally:
             kept.waiters -= 1
@@ -232,7 +233,20 @@ class KeyedAnswers:
         kept.size += size
         self._bytes += size
 
+    def _leave(self, kept: _Kept, task: asyncio.Task[Answer]) -> bool:
+        """Let it go on though its connection is over; ``False`` where too many do."""
+        if kept.orphan:
+            return True
+        if self._all_orphans >= MAX_ALL_ORPHANS:
+            return False
+        kept.orphan = True
+        self._all_orphans += 1
+        self._orphans[kept.scope] = self._orphans.get(kept.scope, 0) + 1
+        task.add_done_callback(lambda _: self._less_orphans(kept.scope))
+        return True
+
     def _less_orphans(self, scope: object) -> None:
+        self._all_orphans -= 1
         self._orphans[scope] -= 1
         if not self._orphans[scope]:
             del self._orphans[scope]
@@ -244,7 +258,7 @@ class KeyedAnswers:
 
     def _expire(self, now: float) -> None:
         """Forget what is too old, and what is too much."""
-        while self._kept:
+        for _ in range(len(self._kept)):  # each is looked at once: all may run still
             name, kept = next(iter(self._kept.items()))
             expired = kept.since <= now - KEPT_S
             if not expired and len(self._kept) <= KEPT and self._bytes <= KEPT_BYTES:
@@ -252,8 +266,6 @@ class KeyedAnswers:
             if kept.task is not None:  # it runs still: it is the newest again
                 kept.since = now
                 self._kept.move_to_end(name)
-                if all(each.task is not None for each in self._kept.values()):
-                    return
                 continue
             del self._kept[name]
             self._bytes -= kept.size

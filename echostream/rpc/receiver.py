@@ -158,8 +158,11 @@ class StreamReceiver:
                 return frame
 
     async def _take(self) -> Item | None:
-        if self._reading is not None and not self._reading.current:
-            self._queue.clear()  # another handler goes on with it
+        if self._reading is not None and not self._reading.current and self._queue:
+            self._queue.clear()  # another handler goes on with it: this is no clean end
+            self._error = self._error or ConnectionClosed(
+                f"stream {self.name!r} goes on with another connection"
+            )
         while not self._queue:
             if self._feed is not None:
                 raise ConfigurationError(

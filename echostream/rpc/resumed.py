@@ -53,7 +53,7 @@ class Offer(NamedTuple):
         offset = body.get("offset", 0)
         if not isinstance(name, bytes) or len(name) != NAME_BYTES:
             raise InvalidPayload(f"$.resume of a stream must be {NAME_BYTES} bytes")
-        if type(offset) is not int or not 0 <= offset < 1 << 62:
+        if type(offset) is not int or not 0 <= offset < 1 << 61:
             raise InvalidPayload("$.offset of a stream must be the number of an item")
         return cls(name, offset)
 
@@ -103,6 +103,10 @@ class Revival:
 
     def accepted(self, agreed: object) -> None:
         """The other side says where to go on. Raises ``RpcError`` where it cannot."""
+        if self.live:  # or each small frame would send all again that was not read
+            raise RpcError(
+                "the other side accepted the stream twice", status=Status.FAILED_PRECONDITION
+            )
         body = agreed if isinstance(agreed, dict) else {}
         offset = body.get("offset")
         if body.get("resume") is not True or type(offset) is not int:

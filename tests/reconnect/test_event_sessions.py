@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rpc_support import outcome, session_of, virtual
 from test_reconnect import IDENTITY, WIRE, client, down, server
 
-from echostream import Session, Unavailable
+from echostream import ConnectionClosed, Session, Unavailable
 from echostream.builder import ClientBuilder, ServerBuilder
 from echostream.client import RpcClient
 from echostream.codes import Status
@@ -28,6 +29,7 @@ from echostream.protocol.resumption import (
 )
 from echostream.rpc.call import current_call
 from echostream.rpc.context import ClientContext
+from echostream.rpc.event_session import EventSessions
 from echostream.testing import Impairment, QuicNetwork
 
 HOLE = Impairment(blackhole=True)
@@ -451,3 +453,19 @@ async def test_events_of_a_session_that_ends_at_once_are_not_lost() -> None:
         await network.connect(heard.listen(client()), up=WIRE, down=WIRE)
         await heard.all(2)
         assert heard.values["a"] == [0, 1]
+
+
+@virtual
+async def test_who_waits_in_vain_for_a_client_leaves_nothing_behind() -> None:
+    sessions = EventSessions()
+    gone: Any = SimpleNamespace(events=SimpleNamespace(token=b"gone"))
+    first = asyncio.create_task(sessions.wait_peer(gone))
+    await asyncio.sleep(1.0)
+    second = asyncio.create_task(sessions.wait_peer(gone))
+    await asyncio.sleep(1.0)
+    first.cancel()
+    await asyncio.sleep(1.0)
+    assert len(sessions._coming) == 1
+    with pytest.raises(ConnectionClosed):
+        await second
+    assert not sessions._coming

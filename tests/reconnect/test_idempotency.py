@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from typing import Any
 
@@ -369,3 +370,60 @@ async def test_handlers_without_a_connection_are_few_and_end_with_the_server() -
     await asyncio.sleep(0.1)
     await answers.close()
     assert ended[-1] == "again"
+
+
+@virtual
+async def test_handlers_without_a_connection_are_few_for_all_clients_together() -> None:
+    """Without a key of its own, each connection is another client."""
+    answers = KeyedAnswers()
+    ended: list[int] = []
+
+    async def ask(scope: int) -> Answer:
+        async def run() -> Answer:
+            try:
+                await asyncio.sleep(3600.0)
+            finally:
+                ended.append(scope)
+            return Answer(0)
+
+        return await answers.answer(scope, "1", b"", None, run, limit=None, lost=lambda: True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keyed, "MAX_ALL_ORPHANS", 5)
+        for scope in [0, 0, 0, 1, 2, 3, 4, 5, 6]:  # one that comes back counts once
+            call = asyncio.create_task(ask(scope))
+            await asyncio.sleep(0.1)
+            call.cancel()
+            await asyncio.sleep(0.1)
+        assert ended == [5, 6]
+    await answers.close()
+    assert answers._all_orphans == 0
+    assert answers._orphans == {}
+
+
+@virtual
+async def test_what_runs_still_costs_little_to_pass_over() -> None:
+    answers = KeyedAnswers()
+    ran: list[str] = []
+    quick = answering(answers, ran)
+
+    async def forever() -> Answer:
+        await asyncio.sleep(3600.0)
+        return Answer(0)
+
+    waiting = [
+        asyncio.create_task(
+            answers.answer("other", str(each), b"", None, forever, limit=3600.0, lost=lambda: False)
+        )
+        for each in range(3000)
+    ]
+    await asyncio.sleep(0.1)
+    await quick("first")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keyed, "KEPT", 3000)
+        began = time.process_time()
+        await quick("second")
+        assert time.process_time() - began < 0.05, "quadratic"
+    assert len(answers) == 3001
+    await answers.close()
+    await asyncio.gather(*waiting)

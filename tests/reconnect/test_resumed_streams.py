@@ -365,7 +365,7 @@ async def test_audio_goes_on_and_into_a_playout() -> None:
         {"resume": 5, "offset": 0},
         {"resume": bytes(16), "offset": -1},
         {"resume": bytes(16), "offset": "0"},
-        {"resume": bytes(16), "offset": 1 << 62},
+        {"resume": bytes(16), "offset": 1 << 61},
     ],
 )
 def test_offers_that_mean_nothing_are_refused(options: dict[str, Any]) -> None:
@@ -469,3 +469,64 @@ def test_places_are_bounded() -> None:
         places.of(number.to_bytes(16, "big"))
         assert places.of(b"first") is first
     assert len(places) == 256
+
+
+def test_what_has_ended_gives_way_to_a_stream_that_goes_on() -> None:
+    places = Places()
+    first = places.of(b"first")
+    for number in range(2000):
+        places.of(number.to_bytes(16, "big")).ended = True
+    assert len(places) == 256
+    assert places.of(b"first") is first
+
+
+@virtual
+async def test_a_stream_is_accepted_once() -> None:
+    """Else each of a peer's small frames would write again all that was not read."""
+    async with QuicNetwork() as network:
+        await network.serve(server().stream_handler("feed", forget))
+        connected = await network.connect(client(), up=WIRE, down=WIRE)
+        sender = await connected.create_stream("feed", resume=True)
+        await sender.send(b"x")
+        sender.accepted(encode({"resume": True, "offset": 0}))
+        assert sender.statistics().resent == 0
+        assert isinstance(await outcome(sender.send(b"x")), StreamReset)
+
+
+async def forget(stream: StreamReceiver) -> None:
+    """A handler that reads nothing."""
+    await asyncio.sleep(60.0)
+
+
+@virtual
+async def test_a_handler_whose_stream_goes_on_elsewhere_sees_no_clean_end() -> None:
+    outcomes: list[list[Any]] = []
+
+    async def slow(stream: StreamReceiver) -> None:
+        mine: list[Any] = []
+        outcomes.append(mine)
+        try:
+            async for item in stream:
+                mine.append(item)
+                await asyncio.sleep(4.0 if len(outcomes) == 1 else 0.0)
+        except ConnectionClosed:
+            mine.append("closed")
+        else:
+            mine.append("end")
+
+    serving = server().quic(keep_alive=0.5, idle_timeout=1.5).stream_handler("feed", slow)
+    async with QuicNetwork() as network:
+        await network.serve(serving)
+        connected = await network.connect(client(), up=WIRE, down=WIRE)
+        sender = await connected.create_stream("feed", resume=True)
+        for item in (b"0", b"1", b"2"):
+            await sender.send(item)
+        ending = asyncio.create_task(sender.end())
+        await asyncio.sleep(0.5)
+        network.impair(connected, up=HOLE, down=HOLE)
+        await down(connected)
+        network.impair(connected, up=WIRE, down=WIRE)
+        await ending
+        await asyncio.sleep(10.0)
+    assert outcomes[-1] == [b"1", b"2", "end"]
+    assert outcomes[0] == [b"0", "closed"]

@@ -17,6 +17,7 @@ from echostream import (
     ConfigurationError,
     Identity,
     IdentityError,
+    PermissionDenied,
     RpcClient,
     RpcServer,
     Session,
@@ -33,6 +34,7 @@ from echostream.pairing import (
     pair,
     paired_clients,
 )
+from echostream.rpc.authentication import Credentials
 from echostream.testing import Impairment, QuicNetwork
 from echostream.testing.quic_network import SERVER_HOST, SERVER_PORT
 from echostream.transport.code_exchange import CodeExchange
@@ -340,5 +342,45 @@ def test_a_new_pairing_replaces_what_was_known(tmp_path: Path) -> None:
             f"{host}:{port}": KITCHEN.fingerprint,
             "10.0.0.5:5000": KITCHEN.fingerprint,
         }
+
+    main()
+
+
+def test_a_client_that_is_written_down_has_not_failed(tmp_path: Path) -> None:
+    """Writing may wait for the file's lock: neither the time limit nor the client's end counts."""
+
+    @virtual
+    async def main() -> None:
+        pairing = offering(tmp_path)
+        record = pairing._known.record
+
+        def written(name: str, fingerprint: str) -> None:
+            assert pairing._timer is None
+            assert pairing._attempt is not None
+            left = pairing._left(pairing._attempt[0])
+            with pytest.raises(StopIteration):
+                left.send(None)
+            record(name, fingerprint)
+
+        pairing._known.record = written  # type: ignore[method-assign, assignment]
+        async with QuicNetwork() as network:
+            await network.serve(pairing.install(ServerBuilder()))
+            await typed(network, pairing.code)
+            assert (await pairing.wait()).name == "laptop"
+
+    main()
+
+
+def test_a_broken_file_is_told_to_the_log_and_not_to_clients(tmp_path: Path) -> None:
+    file = tmp_path / "known_clients"
+    file.write_text("nonsense\n")
+    credentials: Any = Credentials(None, LAPTOP.fingerprint)
+    session: Any = None
+
+    @virtual
+    async def main() -> None:
+        refused = await outcome(paired_clients(file)(session, credentials))
+        assert isinstance(refused, PermissionDenied)
+        assert str(tmp_path) not in refused.message
 
     main()
