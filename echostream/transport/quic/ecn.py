@@ -25,7 +25,7 @@ TESTING_TIMEOUTS, CAPABLE_TIMEOUTS = 2, 3
 none has come through yet, and where some have."""
 
 MARKED_LEAVES = 0.85
-"""Of the window, at most, where a packet was marked (RFC 8511 has 0.8 for New Reno, 0.85 for CUBIC)."""
+"""Of the window, at most, where a packet was marked (RFC 8511: 0.8 for Reno, 0.85 for CUBIC)."""
 
 NEVER = 1 << 62
 """A packet number that is not reached."""
